@@ -1,0 +1,332 @@
+//! O_DIRECT: between device and an aligned buffer, around the page cache.
+//!
+//! It saves the page cache for others, at the device's pace: for data that nobody reads again
+//! soon. It is chosen by itself only where the caller's descriptor has O_DIRECT, whose alignment
+//! no other backend keeps to, or where [`Cache::Bypass`](crate::Cache::Bypass) was asked for.
+//!
+//! A side without O_DIRECT is opened anew through `/proc/self/fd`: the flag belongs to the open
+//! file description, which others may share, so the caller's is never touched. What does not fill
+//! an aligned block at either end of the destination goes through the page cache. That the kernel
+//! accepted it proves nothing: Btrfs, tmpfs and FUSE take O_DIRECT, and may buffer all the same.
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use bytes::{BufMut, BytesMut};
+use nix::fcntl::OFlag;
+
+use super::{Backend, Endpoint, Fault, Kind, Side, Step, Unfit, ZeroCopyTransfer};
+use crate::sys::errno::{self, Call};
+use crate::sys::{AlignedBuf, call};
+
+/// The most that one call moves. Larger ones gained nothing on the devices we measured.
+const BUFFER: usize = 4 << 20;
+
+/// No alignment below this is used, so that no page is written both ways.
+const PAGE: usize = 4096;
+
+/// O_DIRECT through aligned buffers.
+#[derive(Debug)]
+pub struct Direct {
+    /// Open sides without O_DIRECT anew with it.
+    reopen: bool,
+    sides: Option<Sides>,
+    buf: Option<AlignedBuf>,
+    /// The part of the buffer that was read and not yet written.
+    held: Range<usize>,
+    /// The source had no more bytes while some were held.
+    drained: bool,
+}
+
+/// How each side is reached.
+#[derive(Debug)]
+struct Sides {
+    src: Way,
+    dst: Way,
+    align: usize,
+}
+
+#[derive(Debug)]
+enum Way {
+    /// Not a file, or one that does not take O_DIRECT: the caller's descriptor, as it is.
+    Plain,
+    /// The caller's descriptor has O_DIRECT; where the side is written, ours has not.
+    Callers(Option<OwnedFd>),
+    /// Ours has O_DIRECT; the caller's has not.
+    Ours(OwnedFd),
+}
+
+impl Way {
+    fn is_direct(&self) -> bool {
+        !matches!(self, Way::Plain)
+    }
+
+    /// The descriptor for aligned blocks.
+    fn direct<'a>(&'a self, end: &Endpoint<'a>) -> BorrowedFd<'a> {
+        match self {
+            Way::Plain | Way::Callers(_) => end.fd(),
+            Way::Ours(fd) => fd.as_fd(),
+        }
+    }
+
+    /// The descriptor for what does not fill a block.
+    fn buffered<'a>(&'a self, end: &Endpoint<'a>) -> BorrowedFd<'a> {
+        match self {
+            Way::Callers(Some(fd)) => fd.as_fd(),
+            _ => end.fd(),
+        }
+    }
+}
+
+impl Default for Direct {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Direct {
+    /// Uses O_DIRECT on every side that is a file and takes it.
+    pub fn new() -> Self {
+        Self {
+            reopen: true,
+            sides: None,
+            buf: None,
+            held: 0..0,
+            drained: false,
+        }
+    }
+
+    /// Uses O_DIRECT on the sides that have it already.
+    pub(crate) fn as_opened() -> Self {
+        Self {
+            reopen: false,
+            ..Self::new()
+        }
+    }
+
+    /// Finds the way for each side. An error says that there is none with O_DIRECT.
+    fn set_up(&mut self, src: &Endpoint<'_>, dst: &Endpoint<'_>) -> io::Result<Sides> {
+        let mut refused = None;
+        let mut open = |end: &Endpoint<'_>, mode: OFlag| {
+            if end.facts().is_direct() {
+                // Written to, it needs a second way for what does not fill a block.
+                let other = (mode == OFlag::O_WRONLY).then(|| call::reopen(end.fd(), mode));
+                return other.transpose().map(Way::Callers);
+            }
+            if !self.reopen || !end.kind().is_cached() {
+                return Ok(Way::Plain);
+            }
+            match call::reopen(end.fd(), mode | OFlag::O_DIRECT) {
+                Ok(fd) => Ok(Way::Ours(fd)),
+                Err(e) => {
+                    refused = Some(e);
+                    Ok(Way::Plain)
+                }
+            }
+        };
+        let (src_way, dst_way) = (open(src, OFlag::O_RDONLY)?, open(dst, OFlag::O_WRONLY)?);
+        if !src_way.is_direct() && !dst_way.is_direct() {
+            return Err(refused.unwrap_or_else(|| io::Error::from_raw_os_error(libc::EINVAL)));
+        }
+        let mut align = PAGE;
+        for end in [src, dst] {
+            let (memory, offset) = end.facts().direct_alignment();
+            align = align.max(memory).max(offset);
+        }
+        Ok(Sides {
+            src: src_way,
+            dst: dst_way,
+            align: align.next_power_of_two(),
+        })
+    }
+
+    /// Reads behind what is held, at most `limit` bytes, this step having taken `ahead` already
+    /// (an explicit offset stands for the whole step). The buffer is `align` bytes of room for
+    /// what was held before, then the aligned part that is read into.
+    fn fill(&mut self, src: &Endpoint<'_>, ahead: usize, limit: usize) -> io::Result<usize> {
+        let Some(sides) = &self.sides else {
+            return Ok(0);
+        };
+        let align = sides.align;
+        let room = limit.min(BUFFER).next_multiple_of(align) + align;
+        let kept = self.held.len();
+        let buf = match &mut self.buf {
+            Some(buf) if buf.len() >= align + room => buf,
+            slot => {
+                let mut larger = AlignedBuf::new(align + room, align);
+                if let Some(old) = slot {
+                    larger.as_mut_slice()[..kept]
+                        .copy_from_slice(&old.as_slice()[self.held.clone()]);
+                }
+                self.held = 0..kept;
+                slot.insert(larger)
+            }
+        };
+        let bytes = buf.as_mut_slice();
+        bytes.copy_within(self.held.clone(), 0);
+        self.held = 0..kept;
+        let offset = src.offset().map(|offset| offset + ahead as u64);
+        let (skipped, read) = if sides.src.is_direct() {
+            let at = offset.map_or_else(|| src.position(), Ok)?;
+            let skip = (at % align as u64) as usize;
+            let want = limit.min(BUFFER);
+            let end = (skip + want).next_multiple_of(align).min(room);
+            let into = &mut bytes[align..align + end];
+            let read = call::pread(sides.src.direct(src), into, at - skip as u64)?;
+            let read = read.saturating_sub(skip).min(want);
+            src.seek_by(read as i64)?;
+            (skip, read)
+        } else {
+            let into = &mut bytes[align..align + limit.min(BUFFER)];
+            let read = match offset {
+                Some(offset) => call::pread(src.fd(), into, offset)?,
+                None => call::read(src.fd(), into)?,
+            };
+            (0, read)
+        };
+        let start = align + skipped - kept;
+        bytes.copy_within(0..kept, start);
+        self.held = start..align + skipped + read;
+        Ok(read)
+    }
+
+    /// Writes once from what is held, at most `limit` bytes.
+    fn drain(&mut self, dst: &Endpoint<'_>, limit: usize) -> io::Result<usize> {
+        let (Some(sides), Some(buf)) = (&mut self.sides, &mut self.buf) else {
+            return Ok(0);
+        };
+        let count = self.held.len().min(limit);
+        if !sides.dst.is_direct() {
+            let from = &buf.as_slice()[self.held.start..self.held.start + count];
+            return match dst.offset() {
+                Some(offset) => call::pwrite(dst.fd(), from, offset),
+                None => call::write(dst.fd(), from),
+            };
+        }
+        let align = sides.align;
+        let at = dst.position()?;
+        let into_block = (at % align as u64) as usize;
+        let whole = count - count % align;
+        if into_block == 0 && whole > 0 {
+            if self.held.start % align != 0 {
+                // Source and destination lie differently within their blocks: one copy.
+                buf.as_mut_slice().copy_within(self.held.clone(), 0);
+                self.held = 0..self.held.len();
+            }
+            let from = &buf.as_slice()[self.held.start..self.held.start + whole];
+            match call::pwrite(sides.dst.direct(dst), from, at) {
+                // The alignment told was not enough, or the file does not take it after all.
+                Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {}
+                other => return other.inspect(|n| drop(dst.seek_by(*n as i64))),
+            }
+        }
+        // The head up to a block's border, or a tail that does not fill one.
+        let part = if into_block == 0 {
+            count
+        } else {
+            count.min(align - into_block)
+        };
+        let from = &buf.as_slice()[self.held.start..self.held.start + part];
+        let fd = sides.dst.buffered(dst);
+        let written = call::pwrite(fd, from, at)?;
+        let _ = dst.seek_by(written as i64);
+        // Advice, to leave no page behind: its failure changes nothing that was promised.
+        let (first, last) = (at - into_block as u64, at + written as u64);
+        let pages = (last - first).next_multiple_of(PAGE as u64);
+        let _ = call::write_back(fd, first, pages, true);
+        let _ = call::drop_cached(fd, first, pages);
+        Ok(written)
+    }
+
+    /// Whether what is held had better wait for more: the destination takes blocks, and it is
+    /// less than one.
+    fn wants_more(&self, dst: &Endpoint<'_>, limit: usize) -> io::Result<bool> {
+        let Some(sides) = &self.sides else {
+            return Ok(true);
+        };
+        let held = self.held.len();
+        if held == 0 {
+            return Ok(true);
+        }
+        if self.drained || held >= limit || held >= sides.align || !sides.dst.is_direct() {
+            return Ok(false);
+        }
+        Ok(dst.position()? % sides.align as u64 == 0)
+    }
+}
+
+impl ZeroCopyTransfer for Direct {
+    fn backend(&self) -> Backend {
+        Backend::Direct
+    }
+
+    fn assess(&self, src: &Endpoint<'_>, dst: &Endpoint<'_>) -> Result<(), Unfit> {
+        super::require_no_append(dst)?;
+        if dst.kind().is_cached() || src.kind().is_cached() {
+            return Ok(());
+        }
+        super::require(Side::Source, src, Kind::is_cached)
+    }
+
+    fn step(
+        &mut self,
+        src: &mut Endpoint<'_>,
+        dst: &mut Endpoint<'_>,
+        limit: NonZeroUsize,
+    ) -> Result<Step, Fault> {
+        let limit = limit.get();
+        if self.sides.is_none() {
+            match self.set_up(src, dst) {
+                Ok(sides) => self.sides = Some(sides),
+                Err(e) => return super::unfit_or_fault(Call::SetUp, None, e),
+            }
+        }
+        let of_dst = |e| Fault::new(Side::Destination, e);
+        let at_first = self.held.len();
+        while self.wants_more(dst, limit).map_err(of_dst)? {
+            let held = self.held.len();
+            match self.fill(src, held - at_first, limit - held) {
+                Ok(0) if self.held.is_empty() => return Ok(Step::Ended),
+                Ok(0) => self.drained = true,
+                Ok(_) => {}
+                Err(e) if errno::would_block(&e) => return Ok(Step::Blocked(Side::Source)),
+                Err(e) if self.held.is_empty() => {
+                    return super::unfit_or_fault(Call::SetUp, Some(Side::Source), e);
+                }
+                Err(e) => return Err(Fault::new(Side::Source, e)),
+            }
+        }
+        match self.drain(dst, limit) {
+            Ok(n) => {
+                self.held.start += n;
+                self.drained &= !self.held.is_empty();
+                NonZeroUsize::new(n)
+                    .map(Step::Moved)
+                    .ok_or_else(|| Fault::new(Side::Destination, io::ErrorKind::WriteZero.into()))
+            }
+            Err(e) if errno::would_block(&e) => Ok(Step::Blocked(Side::Destination)),
+            Err(e) => Err(of_dst(e)),
+        }
+    }
+
+    fn in_flight(&self) -> usize {
+        self.held.len()
+    }
+
+    fn reclaim(&mut self, into: &mut BytesMut) -> io::Result<()> {
+        if let Some(buf) = &self.buf {
+            into.put_slice(&buf.as_slice()[self.held.clone()]);
+        }
+        self.held = 0..0;
+        self.drained = false;
+        Ok(())
+    }
+
+    fn is_uncached(&self) -> bool {
+        self.sides
+            .as_ref()
+            .is_some_and(|sides| sides.src.is_direct() && sides.dst.is_direct())
+    }
+}

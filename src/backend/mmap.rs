@@ -1,0 +1,170 @@
+//! mmap(2) and write(2): one copy, from the page cache straight into the destination.
+//!
+//! The file is mapped a window at a time, and the window's address is handed to write(2); this
+//! process never touches the mapped pages, so that a file truncated by someone else makes a call
+//! fail (EFAULT) instead of raising SIGBUS. What was delivered is a copy: later writes to the
+//! file do not show through, which makes this the cheapest way to a socket under
+//! [`Consistency::Snapshot`](crate::Consistency::Snapshot). Setting up and tearing down a mapping
+//! costs more than a copy of some 16 KiB.
+
+use std::io;
+use std::num::NonZeroUsize;
+
+use nix::unistd::Whence;
+
+use super::{Backend, Endpoint, Fault, Side, Step, Unfit, ZeroCopyTransfer};
+use crate::sys::errno::{self, Call};
+use crate::sys::{Mapping, call};
+
+/// Bytes mapped at a time.
+const WINDOW: u64 = 8 << 20;
+
+/// mmap(2) and write(2).
+#[derive(Debug, Default)]
+pub struct Mmap {
+    window: Option<Window>,
+    /// The largest size that the file was seen to have.
+    promised: u64,
+}
+
+#[derive(Debug)]
+struct Window {
+    mapping: Mapping,
+    /// The file offset of its first byte.
+    start: u64,
+}
+
+impl Window {
+    fn end(&self) -> u64 {
+        self.start + self.mapping.len() as u64
+    }
+}
+
+impl Mmap {
+    /// Nothing is mapped before the first step.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The source's size now. Seen shrinking below `at` after a window promised more, it is a
+    /// truncation and not an end.
+    fn size(&mut self, src: &Endpoint<'_>, at: u64) -> Result<u64, Fault> {
+        let size = if src.kind() == super::Kind::BlockDevice {
+            // st_size is 0 for these.
+            block_device_size(src)
+        } else {
+            call::fstat(src.fd()).map(|stat| stat.st_size.unsigned_abs())
+        };
+        let size = size.map_err(|e| Fault::new(Side::Source, e))?;
+        if size <= at && self.promised > at {
+            return Err(truncated());
+        }
+        self.promised = size;
+        Ok(size)
+    }
+
+    /// Maps the window that holds `at`, unless it is mapped already. `Some` is the step's outcome
+    /// where that is not possible.
+    fn map(&mut self, src: &Endpoint<'_>, at: u64, limit: u64) -> Result<Option<Step>, Fault> {
+        if self
+            .window
+            .as_ref()
+            .is_some_and(|w| w.start <= at && at < w.end())
+        {
+            return Ok(None);
+        }
+        self.window = None;
+        let size = self.size(src, at)?;
+        let len = WINDOW.min(limit).min(size.saturating_sub(at));
+        let Some(len) = usize::try_from(len).ok().filter(|len| *len > 0) else {
+            return Ok(Some(Step::Ended));
+        };
+        match Mapping::new(src.fd(), at, len) {
+            Ok(mapping) => {
+                self.window = Some(Window { mapping, start: at });
+                Ok(None)
+            }
+            Err(e) => super::unfit_or_fault(Call::SetUp, Some(Side::Source), e).map(Some),
+        }
+    }
+}
+
+fn truncated() -> Fault {
+    let text = "the file became shorter than the window that was mapped of it";
+    Fault::new(
+        Side::Source,
+        io::Error::new(io::ErrorKind::UnexpectedEof, text),
+    )
+}
+
+/// The size of a block device, by a description of our own so that no position moves.
+fn block_device_size(src: &Endpoint<'_>) -> io::Result<u64> {
+    use nix::fcntl::OFlag;
+    use std::os::fd::AsFd;
+    let own = call::reopen(src.fd(), OFlag::O_RDONLY)?;
+    call::seek(own.as_fd(), 0, Whence::SeekEnd)
+}
+
+impl ZeroCopyTransfer for Mmap {
+    fn backend(&self) -> Backend {
+        Backend::Mmap
+    }
+
+    fn assess(&self, src: &Endpoint<'_>, dst: &Endpoint<'_>) -> Result<(), Unfit> {
+        // A TCP socket can be mapped, and faults on touch: files and block devices only.
+        super::require(Side::Source, src, super::Kind::is_cached)?;
+        super::require_buffered(src, dst)
+    }
+
+    fn step(
+        &mut self,
+        src: &mut Endpoint<'_>,
+        dst: &mut Endpoint<'_>,
+        limit: NonZeroUsize,
+    ) -> Result<Step, Fault> {
+        let at = src.position().map_err(|e| Fault::new(Side::Source, e))?;
+        if let Some(outcome) = self.map(src, at, limit.get() as u64)? {
+            return Ok(outcome);
+        }
+        let Some(window) = &self.window else {
+            return Ok(Step::Ended);
+        };
+        // `at` lies within the window, so the difference fits its length.
+        let start = (at - window.start) as usize;
+        match window
+            .mapping
+            .write_to(dst.fd(), dst.offset(), start, limit.get())
+        {
+            Ok(n) => {
+                if start + n >= window.mapping.len() {
+                    self.window = None;
+                }
+                // The bytes are delivered and count, whatever lseek(2) says; it has just answered for
+                // this very descriptor.
+                let _ = src.seek_by(n as i64);
+                NonZeroUsize::new(n)
+                    .map(Step::Moved)
+                    .ok_or_else(|| Fault::new(Side::Destination, io::ErrorKind::WriteZero.into()))
+            }
+            Err(e) if errno::would_block(&e) => Ok(Step::Blocked(Side::Destination)),
+            Err(e) if e.raw_os_error() == Some(libc::EFAULT) => {
+                self.window = None;
+                Err(self.why_gone(src, at, e))
+            }
+            Err(e) => Err(Fault::new(Side::Destination, e)),
+        }
+    }
+}
+
+impl Mmap {
+    /// A page of the window could not be had: the file is shorter now, or reading it fails.
+    fn why_gone(&mut self, src: &Endpoint<'_>, at: u64, fault: io::Error) -> Fault {
+        match self.size(src, at) {
+            Err(fault) => fault,
+            Ok(_) => match call::pread(src.fd(), &mut [0], at) {
+                Err(e) => Fault::new(Side::Source, e),
+                Ok(_) => Fault::new(Side::Source, fault),
+            },
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! sendfile(2): the kernel moves a file's pages into a socket or a pipe, no copy in between.
+//!
+//! To a socket or a pipe the pages of the page cache themselves travel, so that a later write to
+//! the file shows through until the reader has taken them. To another file the kernel copies each
+//! page, through an inner pipe of 16 slots, which costs more than read/write with a large buffer.
+//! Since Linux 5.12 a pipe may be fed from any descriptor that splice(2) can read.
+
+use std::num::NonZeroUsize;
+
+use super::{Backend, Endpoint, Fault, Kind, Side, Step, Unfit, ZeroCopyTransfer};
+use crate::sys::call;
+use crate::sys::errno::{self, Call};
+
+/// The most that one call is asked for: on a socket that takes 10 Gbit/s, 2 ms. A larger count
+/// saves nothing that can be measured, and would let one fast peer, or a slow disk, hold up the
+/// thread in a call that O_NONBLOCK does not end.
+const FAIR: usize = 2 << 20;
+
+/// sendfile(2).
+#[derive(Debug, Default)]
+pub struct Sendfile {
+    /// Bytes believed to lie before the end of the file.
+    left: u64,
+    started: bool,
+}
+
+impl Sendfile {
+    /// Nothing is set up before the first step.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How much to ask for. Kernels before 6.5 send the last piece with `MSG_MORE` when the count
+    /// goes beyond the end of the file, and TCP then holds it back for 200 ms: so towards TCP,
+    /// never ask for more than the file is believed to hold.
+    fn count(&mut self, src: &Endpoint<'_>, dst: &Endpoint<'_>, limit: usize) -> usize {
+        let limit = limit.min(FAIR);
+        if dst.kind() != Kind::Tcp || !src.kind().is_cached() {
+            return limit;
+        }
+        if self.left == 0 {
+            // The facts are fresh enough at first; later, the file may have grown.
+            let size = if self.started {
+                call::fstat(src.fd()).map_or(0, |stat| stat.st_size.unsigned_abs())
+            } else {
+                src.facts().size_hint()
+            };
+            self.started = true;
+            self.left = size.saturating_sub(src.position().unwrap_or(size));
+        }
+        match usize::try_from(self.left) {
+            // At the end, as far as known: the call itself says so, or finds more.
+            Ok(0) => limit,
+            Ok(left) => limit.min(left),
+            Err(_) => limit,
+        }
+    }
+}
+
+impl ZeroCopyTransfer for Sendfile {
+    fn backend(&self) -> Backend {
+        Backend::Sendfile
+    }
+
+    fn assess(&self, src: &Endpoint<'_>, dst: &Endpoint<'_>) -> Result<(), Unfit> {
+        let to_pipe = dst.kind() == Kind::Pipe;
+        super::require(Side::Source, src, |kind| {
+            kind.is_cached() || (to_pipe && kind.is_socket())
+        })?;
+        super::require(Side::Destination, dst, |kind| {
+            !matches!(kind, Kind::CharDevice | Kind::Generated)
+        })?;
+        if dst.offset().is_some() {
+            return Err(Unfit::Offset(Side::Destination));
+        }
+        super::require_no_append(dst)?;
+        super::require_buffered(src, dst)
+    }
+
+    fn step(
+        &mut self,
+        src: &mut Endpoint<'_>,
+        dst: &mut Endpoint<'_>,
+        limit: NonZeroUsize,
+    ) -> Result<Step, Fault> {
+        let count = self.count(src, dst, limit.get());
+        match call::sendfile(dst.fd(), src.fd(), src.offset(), count) {
+            Ok(n) => {
+                self.left = self.left.saturating_sub(n as u64);
+                Ok(super::moved_or_ended(n))
+            }
+            Err(e) if errno::would_block(&e) => Ok(Step::Blocked(super::blocked_side(src)?)),
+            Err(e) => super::unfit_or_fault(Call::Sendfile, None, e),
+        }
+    }
+}

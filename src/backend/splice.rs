@@ -1,0 +1,166 @@
+//! splice(2): bytes change hands as references to pages, through a pipe.
+//!
+//! Where a side is a pipe, one call moves from one descriptor to the other. Otherwise a private
+//! pipe stands between: one call fills it, one drains it, and it is always drained before it is
+//! filled again. That order is what makes EAGAIN unambiguous: while the pipe holds bytes the
+//! destination is what to wait for, and once it is empty the source. (A pipe runs out of slots
+//! long before bytes: 16 slots hold 16 TCP segments, however small.)
+//!
+//! From a file, the pages of the page cache travel, so that a later write shows through until the
+//! reader has taken them; into a file the kernel copies. On a destination that appends it answers
+//! EINVAL.
+
+use std::io;
+use std::num::NonZeroUsize;
+
+use bytes::BytesMut;
+
+use super::{Backend, Endpoint, Fault, Kind, Side, Step, Unfit, ZeroCopyTransfer};
+use crate::sys::errno::{self, Call};
+use crate::sys::pipe::DEFAULT_CAPACITY;
+use crate::sys::{PrivatePipe, call};
+
+/// The pipe between two streams: each fill is a call, so the larger the better, and 1 MiB is what
+/// an unprivileged process may have.
+const STREAM_CAPACITY: usize = 1 << 20;
+
+/// Between streams, a pipe below this loses to read/write with its buffer of 256 KiB.
+const WORTHWHILE: usize = 256 << 10;
+
+/// The most that one direct call is asked for: see sendfile.
+const FAIR: usize = 2 << 20;
+
+/// splice(2).
+#[derive(Debug, Default)]
+pub struct Splice {
+    pipe: Option<PrivatePipe>,
+    held: usize,
+    /// Give way to read/write where the kernel grants a small pipe only.
+    choosy: bool,
+}
+
+impl Splice {
+    /// Works with whatever pipe the kernel grants, made at the first step that needs one.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Gives way between streams where the kernel grants too small a pipe.
+    pub(crate) fn choosy() -> Self {
+        Self {
+            choosy: true,
+            ..Self::default()
+        }
+    }
+
+    /// One call between descriptors of which one is a pipe: nothing stays in between.
+    fn direct(src: &Endpoint<'_>, dst: &Endpoint<'_>, limit: usize) -> Result<Step, Fault> {
+        let (from, to) = (src.offset(), dst.offset());
+        match call::splice(src.fd(), from, dst.fd(), to, limit.min(FAIR)) {
+            Ok(n) => Ok(super::moved_or_ended(n)),
+            Err(e) if errno::would_block(&e) => Ok(Step::Blocked(super::blocked_side(src)?)),
+            Err(e) => super::unfit_or_fault(Call::Splice, None, e),
+        }
+    }
+
+    /// Fills the private pipe, which is empty. `Some` is the step's outcome where it cannot.
+    fn fill(&mut self, src: &Endpoint<'_>, limit: usize) -> Result<Option<Step>, Fault> {
+        let pipe = match &mut self.pipe {
+            Some(pipe) => pipe,
+            slot => {
+                let stream = src.kind().is_stream();
+                let wanted = if stream {
+                    STREAM_CAPACITY.min(limit)
+                } else {
+                    DEFAULT_CAPACITY
+                };
+                let pipe = match PrivatePipe::new(wanted) {
+                    Ok(pipe) => pipe,
+                    Err(e) => return super::unfit_or_fault(Call::SetUp, None, e).map(Some),
+                };
+                if self.choosy && stream && pipe.capacity() < WORTHWHILE.min(limit) {
+                    return Ok(Some(Step::Unfit(Unfit::SmallPipe)));
+                }
+                slot.insert(pipe)
+            }
+        };
+        let count = limit.min(pipe.capacity());
+        match call::splice(src.fd(), src.offset(), pipe.write_end(), None, count) {
+            Ok(0) => Ok(Some(Step::Ended)),
+            Ok(n) => {
+                self.held = n;
+                Ok(None)
+            }
+            Err(e) if errno::would_block(&e) => Ok(Some(Step::Blocked(Side::Source))),
+            Err(e) => super::unfit_or_fault(Call::Splice, Some(Side::Source), e).map(Some),
+        }
+    }
+
+    /// Drains what the private pipe holds, once.
+    fn drain(&mut self, dst: &Endpoint<'_>, limit: usize) -> Result<Step, Fault> {
+        let Some(pipe) = &self.pipe else {
+            return Ok(Step::Ended);
+        };
+        let count = self.held.min(limit);
+        match call::splice(pipe.read_end(), None, dst.fd(), dst.offset(), count) {
+            Ok(n) => {
+                self.held = self.held.saturating_sub(n);
+                NonZeroUsize::new(n)
+                    .map(Step::Moved)
+                    .ok_or_else(|| Fault::new(Side::Destination, io::ErrorKind::WriteZero.into()))
+            }
+            Err(e) if errno::would_block(&e) => Ok(Step::Blocked(Side::Destination)),
+            // Whatever it is, the bytes are in the pipe: not for this backend to say "unfit".
+            Err(e) => Err(Fault::new(Side::Destination, e)),
+        }
+    }
+}
+
+impl ZeroCopyTransfer for Splice {
+    fn backend(&self) -> Backend {
+        Backend::Splice
+    }
+
+    fn assess(&self, src: &Endpoint<'_>, dst: &Endpoint<'_>) -> Result<(), Unfit> {
+        let served = |kind| !matches!(kind, Kind::CharDevice | Kind::Generated);
+        super::require(Side::Source, src, served)?;
+        super::require(Side::Destination, dst, served)?;
+        super::require_no_append(dst)?;
+        super::require_buffered(src, dst)
+    }
+
+    fn step(
+        &mut self,
+        src: &mut Endpoint<'_>,
+        dst: &mut Endpoint<'_>,
+        limit: NonZeroUsize,
+    ) -> Result<Step, Fault> {
+        let limit = limit.get();
+        if src.kind() == Kind::Pipe || dst.kind() == Kind::Pipe {
+            return Self::direct(src, dst, limit);
+        }
+        if self.held == 0 {
+            if let Some(outcome) = self.fill(src, limit)? {
+                return Ok(outcome);
+            }
+        }
+        self.drain(dst, limit)
+    }
+
+    fn in_flight(&self) -> usize {
+        self.held
+    }
+
+    fn reclaim(&mut self, into: &mut BytesMut) -> io::Result<()> {
+        // Whatever happens, this pipe is not used again.
+        let Some(pipe) = self.pipe.take() else {
+            return Ok(());
+        };
+        let start = into.len();
+        into.resize(start + self.held, 0);
+        self.held = 0;
+        let taken = pipe.take(&mut into[start..]);
+        into.truncate(start + *taken.as_ref().unwrap_or(&0));
+        taken.map(drop)
+    }
+}

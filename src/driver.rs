@@ -1,0 +1,561 @@
+//! The core that every form of transfer runs on: limits, fallback, accounting.
+//!
+//! It owns three numbers: the length asked for, the bytes delivered, and the explicit offset that
+//! each side started from, if any. Everything else is derived. Where the next byte is taken or put
+//! follows from the counts, so a backend cannot put an offset wrong, and a fallback goes on where
+//! the last backend stopped without being told.
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::BorrowedFd;
+
+use bytes::{Bytes, BytesMut};
+use nix::poll::PollTimeout;
+use nix::unistd::Whence;
+
+use crate::backend::{
+    Backend, Direct, Endpoint, Facts, Fault, Kind, ReadWrite, Side, Splice, Step, Unfit,
+    ZeroCopyTransfer,
+};
+use crate::drop_behind::DropBehind;
+use crate::error::{Error, ErrorKind, Result};
+use crate::holes::{Holes, Next};
+use crate::policy::Cache;
+use crate::probe::{Probe, Wishes};
+use crate::sys::errno::{self, Call};
+use crate::sys::{call, sigpipe};
+use crate::transfer::{End, Report, Status};
+
+/// The largest offset that a file can have.
+const MAX_OFFSET: u64 = i64::MAX as u64;
+
+#[derive(Debug)]
+pub(crate) struct Driver {
+    len: u64,
+    delivered: u64,
+    src: Place,
+    dst: Place,
+    chunk: Option<NonZeroUsize>,
+    backend: Box<dyn ZeroCopyTransfer + Send>,
+    /// Whether the backend at work has moved anything: only then is its 0 the end.
+    proven: bool,
+    /// The backends still to be tried, in order.
+    next: Vec<Backend>,
+    cache: Cache,
+    forced: bool,
+    refused: Vec<(Backend, Unfit)>,
+    shares: Vec<(Backend, u64)>,
+    end: End,
+    syscalls: u64,
+    shield: bool,
+    holes: Option<Holes>,
+    drop_behind: Option<DropBehind>,
+    same_file: Option<SameFile>,
+}
+
+/// One side: what is known of it, and the explicit offset that it started from.
+#[derive(Debug)]
+struct Place {
+    facts: Facts,
+    base: Option<u64>,
+}
+
+impl Place {
+    fn endpoint<'a>(&'a self, fd: BorrowedFd<'a>, passed: u64) -> Endpoint<'a> {
+        Endpoint::new(
+            fd,
+            &self.facts,
+            self.base.map(|base| base.saturating_add(passed)),
+        )
+    }
+}
+
+/// Bounds for a file copied onto itself.
+#[derive(Debug)]
+struct SameFile {
+    /// Bytes that the source had from its start on; what is appended behind is not its own.
+    own: u64,
+    /// How far source and destination lie apart: more would overlap.
+    apart: u64,
+}
+
+impl Driver {
+    pub(crate) fn start(
+        wishes: &Wishes,
+        chunk: Option<NonZeroUsize>,
+        src: BorrowedFd<'_>,
+        dst: BorrowedFd<'_>,
+        len: u64,
+    ) -> Result<Self> {
+        let before = call::made();
+        let probe = Probe::with(src, dst, wishes)?;
+        let mut next: Vec<Backend> = probe.candidates().collect();
+        if next.is_empty() {
+            let unfit = probe.verdict(probe.best()).err().unwrap_or(Unfit::Denied);
+            return Err(Error::unfit(probe.best(), unfit));
+        }
+        let first = next.remove(0);
+        let forced = wishes.only.is_some();
+        let backend = instance(
+            first,
+            wishes.cache,
+            forced,
+            next.contains(&Backend::ReadWrite),
+        );
+        let mut driver = Self::new(src, dst, len, &probe, backend, wishes)?;
+        driver.next = next;
+        driver.forced = forced;
+        driver.chunk = chunk;
+        driver.cache = wishes.cache;
+        driver.drop_behind = (wishes.cache != Cache::Normal).then(DropBehind::default);
+        let (from, to) = (driver.src.endpoint(src, 0), driver.dst.endpoint(dst, 0));
+        if driver.same_file.is_none() {
+            driver.holes = Holes::new(&from, &to);
+        }
+        driver.syscalls = call::made() - before;
+        Ok(driver)
+    }
+
+    pub(crate) fn with_backend(
+        src: BorrowedFd<'_>,
+        dst: BorrowedFd<'_>,
+        len: u64,
+        backend: Box<dyn ZeroCopyTransfer + Send>,
+    ) -> Result<Self> {
+        let before = call::made();
+        let wishes = Wishes::default();
+        let probe = Probe::with(src, dst, &wishes)?;
+        let ends = (
+            Endpoint::new(src, probe.src(), None),
+            Endpoint::new(dst, probe.dst(), None),
+        );
+        if let Err(unfit) = backend.assess(&ends.0, &ends.1) {
+            return Err(Error::unfit(backend.backend(), unfit));
+        }
+        let mut driver = Self::new(src, dst, len, &probe, backend, &wishes)?;
+        driver.forced = true;
+        driver.syscalls = call::made() - before;
+        Ok(driver)
+    }
+
+    fn new(
+        src_fd: BorrowedFd<'_>,
+        dst_fd: BorrowedFd<'_>,
+        len: u64,
+        probe: &Probe,
+        backend: Box<dyn ZeroCopyTransfer + Send>,
+        wishes: &Wishes,
+    ) -> Result<Self> {
+        let src = Place {
+            facts: *probe.src(),
+            base: wishes.src_offset,
+        };
+        let dst = Place {
+            facts: *probe.dst(),
+            base: wishes.dst_offset,
+        };
+        let same_file = same_file(src_fd, dst_fd, &src, &dst, len)?;
+        // Only a pipe or a socket raises SIGPIPE, and most Rust programs ignore it.
+        let raises = dst.facts.kind() == Kind::Pipe || dst.facts.kind().is_socket();
+        Ok(Self {
+            len,
+            delivered: 0,
+            src,
+            dst,
+            chunk: None,
+            backend,
+            proven: false,
+            next: Vec::new(),
+            cache: Cache::Normal,
+            forced: false,
+            refused: Vec::new(),
+            shares: Vec::new(),
+            end: End::Stopped,
+            syscalls: 0,
+            shield: raises && !sigpipe::is_ignored(),
+            holes: None,
+            drop_behind: None,
+            same_file,
+        })
+    }
+
+    pub(crate) fn extend(&mut self, len: u64) {
+        self.len = self.len.saturating_add(len);
+    }
+
+    pub(crate) fn delivered(&self) -> u64 {
+        self.delivered
+    }
+
+    pub(crate) fn in_flight(&self) -> u64 {
+        self.backend.in_flight() as u64
+    }
+
+    pub(crate) fn remaining(&self) -> u64 {
+        self.len.saturating_sub(self.delivered)
+    }
+
+    pub(crate) fn backend(&self) -> Backend {
+        self.backend.backend()
+    }
+
+    /// Asks for nothing more than what has been taken already; from a seekable source that is
+    /// nothing, from any other what is in flight.
+    pub(crate) fn stop(&mut self, src: BorrowedFd<'_>) -> Result<()> {
+        if self.src.facts.kind().is_cached() {
+            self.reclaim(src)?;
+        }
+        self.len = self.delivered.saturating_add(self.in_flight());
+        Ok(())
+    }
+
+    pub(crate) fn report(&self) -> Report {
+        Report::new(
+            self.backend(),
+            self.end,
+            self.refused.clone(),
+            self.shares.clone(),
+            self.syscalls,
+        )
+    }
+
+    pub(crate) fn advance(&mut self, src: BorrowedFd<'_>, dst: BorrowedFd<'_>) -> Result<Status> {
+        let before = call::made();
+        let result = self.advance_counted(src, dst);
+        self.syscalls += call::made() - before;
+        result
+    }
+
+    fn advance_counted(&mut self, src: BorrowedFd<'_>, dst: BorrowedFd<'_>) -> Result<Status> {
+        loop {
+            let limit = match self.limit()? {
+                Ok(limit) => limit,
+                Err(end) => return Ok(self.finish(end, src, dst)),
+            };
+            let limit = match self.skip_hole(limit, src, dst) {
+                Ok(limit) => limit,
+                Err(skipped) => return Ok(self.moved(skipped, src, dst)),
+            };
+            match self.step(limit, src, dst) {
+                Ok(Step::Moved(bytes)) => {
+                    if let Some(holes) = &mut self.holes {
+                        holes.moved(bytes.get() as u64);
+                    }
+                    return Ok(self.moved(bytes, src, dst));
+                }
+                Ok(Step::Blocked(side)) => return Ok(Status::Blocked(side)),
+                Ok(Step::Ended) if self.has_ended(src) => {
+                    return Ok(self.finish(End::SourceEnded, src, dst));
+                }
+                Ok(Step::Ended) => self.give_way(Unfit::FalseEnd, src)?,
+                Ok(Step::Unfit(unfit)) => self.give_way(unfit, src)?,
+                Err(fault) => match self.reason_to_give_way(&fault) {
+                    Some(unfit) => self.give_way(unfit, src)?,
+                    None => return Err(self.fail(fault, src)),
+                },
+            }
+        }
+    }
+
+    /// The most that may reach the destination next, in flight included; or how it has ended.
+    fn limit(&self) -> Result<std::result::Result<NonZeroUsize, End>> {
+        let held = self.in_flight();
+        let mut limit = self.remaining();
+        if limit == 0 {
+            return Ok(Err(End::Complete));
+        }
+        if let Some(same) = &self.same_file {
+            limit = limit.min(same.own.saturating_sub(self.delivered));
+            let clear = same.apart.saturating_sub(self.delivered);
+            if limit > 0 && clear == 0 {
+                return Err(overlap().after(self.delivered, Bytes::new()));
+            }
+            limit = limit.min(clear);
+        }
+        // Where an offset reaches the largest that there is, nothing more can be there.
+        if let Some(base) = self.src.base {
+            limit = limit.min((MAX_OFFSET - base).saturating_sub(self.delivered));
+        }
+        if limit == 0 {
+            return Ok(Err(End::SourceEnded));
+        }
+        if let Some(base) = self.dst.base {
+            limit = limit.min((MAX_OFFSET - base).saturating_sub(self.delivered));
+            if limit == 0 {
+                let error = io::Error::from_raw_os_error(libc::EFBIG);
+                let error = Error::io(ErrorKind::Io, Some(Side::Destination), error);
+                return Err(error.after(self.delivered, Bytes::new()));
+            }
+        }
+        let limit = usize::try_from(limit.max(held)).unwrap_or(usize::MAX);
+        let limit = self.chunk.map_or(limit, |chunk| limit.min(chunk.get()));
+        let limit = limit.max(self.backend.in_flight());
+        Ok(NonZeroUsize::new(limit).ok_or(End::Complete))
+    }
+
+    /// Skips the hole that comes next (`Err`, its length) or limits the step to the data before
+    /// the one that follows.
+    fn skip_hole(
+        &mut self,
+        limit: NonZeroUsize,
+        src: BorrowedFd<'_>,
+        dst: BorrowedFd<'_>,
+    ) -> std::result::Result<NonZeroUsize, NonZeroUsize> {
+        // A shared extent brings its holes along, and bytes in flight have to go first.
+        if self.backend() == Backend::Reflink || self.in_flight() > 0 {
+            return Ok(limit);
+        }
+        let Some(holes) = &mut self.holes else {
+            return Ok(limit);
+        };
+        let from = self.src.endpoint(src, self.delivered);
+        let to = self.dst.endpoint(dst, self.delivered);
+        // A hole is no burden: the chunk does not bound it.
+        let whole = self.len.saturating_sub(self.delivered);
+        match holes.next(&from, &to, whole) {
+            Ok(Next::Made(bytes)) => match usize::try_from(bytes).map(NonZeroUsize::new) {
+                Ok(Some(bytes)) => Err(bytes),
+                _ => Ok(limit),
+            },
+            Ok(Next::Data(bytes)) => {
+                let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+                Ok(NonZeroUsize::new(bytes).map_or(limit, |bytes| limit.min(bytes)))
+            }
+            Err(_) => {
+                self.holes = None;
+                Ok(limit)
+            }
+        }
+    }
+
+    fn step(
+        &mut self,
+        limit: NonZeroUsize,
+        src: BorrowedFd<'_>,
+        dst: BorrowedFd<'_>,
+    ) -> std::result::Result<Step, Fault> {
+        let taken = self.delivered + self.in_flight();
+        let mut src = self.src.endpoint(src, taken);
+        let mut dst = self.dst.endpoint(dst, self.delivered);
+        if self.shield {
+            sigpipe::shielded(|| self.backend.step(&mut src, &mut dst, limit))
+        } else {
+            self.backend.step(&mut src, &mut dst, limit)
+        }
+    }
+
+    fn moved(&mut self, bytes: NonZeroUsize, src: BorrowedFd<'_>, dst: BorrowedFd<'_>) -> Status {
+        let count = bytes.get() as u64;
+        self.delivered += count;
+        self.proven = true;
+        let backend = self.backend();
+        match self.shares.last_mut() {
+            Some((last, share)) if *last == backend => *share += count,
+            _ => self.shares.push((backend, count)),
+        }
+        self.tend_cache(count, false, src, dst);
+        Status::Moved(bytes)
+    }
+
+    fn finish(&mut self, end: End, src: BorrowedFd<'_>, dst: BorrowedFd<'_>) -> Status {
+        self.end = end;
+        self.tend_cache(0, true, src, dst);
+        Status::Finished(end)
+    }
+
+    fn tend_cache(&mut self, bytes: u64, last: bool, src: BorrowedFd<'_>, dst: BorrowedFd<'_>) {
+        let taken = self.delivered + self.in_flight();
+        let Some(trail) = &mut self.drop_behind else {
+            return;
+        };
+        if last || !self.backend.is_uncached() {
+            let src = self.src.endpoint(src, taken);
+            let dst = self.dst.endpoint(dst, self.delivered);
+            trail.moved(&src, &dst, bytes, last);
+        }
+    }
+
+    /// Whether a backend's first 0 is the end. On procfs, FUSE and overlay, splice(2) and its kin
+    /// answer 0 for files that read(2) finds bytes in: so it is asked, once, for one byte.
+    fn has_ended(&self, src: BorrowedFd<'_>) -> bool {
+        let facts = &self.src.facts;
+        let readable = matches!(
+            facts.kind(),
+            Kind::File | Kind::Generated | Kind::BlockDevice
+        );
+        if self.proven || self.backend() == Backend::ReadWrite || !readable || facts.is_direct() {
+            return true;
+        }
+        let at = self.src.endpoint(src, self.delivered).position();
+        matches!(at.and_then(|at| call::pread(src, &mut [0], at)), Ok(0))
+    }
+
+    /// Whether a fault says only that the backend does not fit. What it has in flight is not lost:
+    /// [`give_way`](Self::give_way) takes it along.
+    fn reason_to_give_way(&self, fault: &Fault) -> Option<Unfit> {
+        let may = !self.forced && !self.next.is_empty() && self.backend() != Backend::ReadWrite;
+        let unfit = may && errno::is_unfit(Call::Splice, &fault.error);
+        let number = fault.error.raw_os_error()?;
+        unfit.then_some(Unfit::Refused(number))
+    }
+
+    /// Goes on with the next backend, from where this one stopped.
+    fn give_way(&mut self, unfit: Unfit, src: BorrowedFd<'_>) -> Result<()> {
+        let current = self.backend();
+        let held = self.reclaim(src)?;
+        let fail = |held| Err(Error::unfit(current, unfit).after(self.delivered, held));
+        if held.is_empty() {
+            if self.next.is_empty() {
+                return fail(held);
+            }
+            let next = self.next.remove(0);
+            let or_plain = self.next.contains(&Backend::ReadWrite);
+            self.backend = instance(next, self.cache, self.forced, or_plain);
+        } else {
+            // Bytes that cannot go back to their source go on by the one that takes bytes.
+            if !self.next.contains(&Backend::ReadWrite) {
+                return fail(held);
+            }
+            self.next.clear();
+            self.backend = Box::new(ReadWrite::with_held(&held));
+        }
+        self.refused.push((current, unfit));
+        self.proven = false;
+        Ok(())
+    }
+
+    /// Takes back what is in flight: see [`Transfer::reclaim`](crate::Transfer::reclaim).
+    pub(crate) fn reclaim(&mut self, src: BorrowedFd<'_>) -> Result<Bytes> {
+        let held = self.in_flight();
+        if held == 0 {
+            return Ok(Bytes::new());
+        }
+        let mut bytes = BytesMut::new();
+        let given = self.backend.reclaim(&mut bytes);
+        if self.src.facts.kind().is_cached() {
+            // An explicit offset follows from the counts; the descriptor's own position does not.
+            let back = -(held as i64);
+            let rewound = self.src.base.is_some() || call::seek(src, back, Whence::SeekCur).is_ok();
+            if rewound {
+                return Ok(Bytes::new());
+            }
+        }
+        let bytes = bytes.freeze();
+        match given {
+            Ok(()) => Ok(bytes),
+            Err(e) => Err(Error::io(ErrorKind::Io, None, e)
+                .by(self.backend())
+                .after(self.delivered, bytes)),
+        }
+    }
+
+    /// The error that a fault becomes: counts exact, nothing left in flight.
+    fn fail(&mut self, fault: Fault, src: BorrowedFd<'_>) -> Error {
+        let Fault { side, error } = fault;
+        let undelivered = match self.reclaim(src) {
+            Ok(bytes) => bytes,
+            // Worse than the fault itself: bytes that the kernel does not give back.
+            Err(error) => return error,
+        };
+        let side = side.or_else(|| self.find_side(&error, src));
+        let cut = error.kind() == io::ErrorKind::UnexpectedEof && side == Some(Side::Source);
+        let kind = if cut {
+            ErrorKind::SourceTruncated
+        } else {
+            ErrorKind::Io
+        };
+        Error::io(kind, side, error)
+            .by(self.backend())
+            .after(self.delivered, undelivered)
+    }
+
+    /// Whose EIO it was, where the call did not tell: the source's, if reading it fails as well.
+    fn find_side(&self, error: &io::Error, src: BorrowedFd<'_>) -> Option<Side> {
+        if error.raw_os_error() != Some(libc::EIO) || !self.src.facts.kind().is_cached() {
+            return None;
+        }
+        let at = self.src.endpoint(src, self.delivered).position().ok()?;
+        call::pread(src, &mut [0], at)
+            .is_err()
+            .then_some(Side::Source)
+    }
+
+    /// Waits until a side is ready, as long as it takes.
+    pub(crate) fn wait(
+        &mut self,
+        side: Side,
+        src: BorrowedFd<'_>,
+        dst: BorrowedFd<'_>,
+    ) -> Result<()> {
+        let before = call::made();
+        let (place, fd, writable, limit) = match side {
+            Side::Source => (&self.src, src, false, libc::SO_RCVTIMEO),
+            Side::Destination => (&self.dst, dst, true, libc::SO_SNDTIMEO),
+        };
+        // A blocking socket answers EAGAIN only when its own time limit has run out.
+        let timed_out = place.facts.kind().is_socket()
+            && !place.facts.is_nonblocking()
+            && call::has_timeout(fd, limit);
+        let result = if timed_out {
+            Err(io::ErrorKind::TimedOut.into())
+        } else {
+            call::poll(fd, writable, PollTimeout::NONE).map(drop)
+        };
+        self.syscalls += call::made() - before;
+        result.map_err(|error| self.fail(Fault::new(side, error), src))
+    }
+}
+
+/// A backend as the options want it. `or_plain`: read/write is there to give way to.
+fn instance(
+    backend: Backend,
+    cache: Cache,
+    forced: bool,
+    or_plain: bool,
+) -> Box<dyn ZeroCopyTransfer + Send> {
+    match backend {
+        Backend::ReadWrite if cache != Cache::Normal => Box::new(ReadWrite::dontcache()),
+        Backend::Splice if or_plain && !forced => Box::new(Splice::choosy()),
+        Backend::Direct if cache != Cache::Bypass && !forced => Box::new(Direct::as_opened()),
+        other => other.instance(),
+    }
+}
+
+/// Where both sides are one file: how much there is to copy, and how far apart it lies.
+fn same_file(
+    src_fd: BorrowedFd<'_>,
+    dst_fd: BorrowedFd<'_>,
+    src: &Place,
+    dst: &Place,
+    len: u64,
+) -> Result<Option<SameFile>> {
+    if !src.facts.is_same_file(&dst.facts) || src.facts.kind() != Kind::File {
+        return Ok(None);
+    }
+    let io = |side| move |e| Error::io(ErrorKind::Io, Some(side), e);
+    let size = src.facts.size_hint();
+    let from = src
+        .endpoint(src_fd, 0)
+        .position()
+        .map_err(io(Side::Source))?;
+    let to = if dst.facts.is_append() {
+        size
+    } else {
+        dst.endpoint(dst_fd, 0)
+            .position()
+            .map_err(io(Side::Destination))?
+    };
+    let same = SameFile {
+        own: size.saturating_sub(from),
+        apart: from.abs_diff(to),
+    };
+    if len.min(same.own) > same.apart {
+        return Err(overlap());
+    }
+    Ok(Some(same))
+}
+
+fn overlap() -> Error {
+    let text = "it is the source itself, and the ranges overlap";
+    Error::input(Side::Destination, io::ErrorKind::InvalidInput, text)
+}

@@ -1,0 +1,374 @@
+//! Facts of two descriptors, a verdict for each backend, and the order in which they are tried.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use crate::backend::{Backend, Endpoint, Facts, Kind, Side, Unfit};
+use crate::error::{Error, Result};
+use crate::policy::{Cache, Consistency, Reflink};
+
+use Backend::{CopyFileRange, Direct, Mmap, ReadWrite, Sendfile, Splice};
+
+/// The order in which the backends are tried for a kind of pair, best first: what measuring said,
+/// see `docs/backends.md`. All seven stand in each row; the verdicts take out what does not serve.
+/// The first row that holds both kinds counts.
+const PREFERENCE: [(&[Kind], &[Kind], [Backend; 7]); 7] = {
+    use Kind::{BlockDevice, CharDevice, File, Generated, Pipe, Stream, Tcp, Unix};
+    const CLONE: Backend = Backend::Reflink;
+    const ANY: &[Kind] = &[
+        File,
+        Generated,
+        BlockDevice,
+        CharDevice,
+        Pipe,
+        Tcp,
+        Unix,
+        Stream,
+    ];
+    [
+        // Each destination page is filled by a copy whatever the call, and the largest buffer
+        // makes the fewest detours. What shares extents goes first.
+        (
+            &[File, BlockDevice],
+            &[File, BlockDevice],
+            [
+                CLONE,
+                Direct,
+                ReadWrite,
+                Splice,
+                CopyFileRange,
+                Sendfile,
+                Mmap,
+            ],
+        ),
+        // One call, into the caller's own pipe.
+        (
+            &[File, BlockDevice],
+            &[Pipe],
+            [
+                CLONE,
+                Direct,
+                Sendfile,
+                Splice,
+                Mmap,
+                ReadWrite,
+                CopyFileRange,
+            ],
+        ),
+        (
+            &[File, BlockDevice],
+            &[Tcp, Stream],
+            [
+                CLONE,
+                Direct,
+                Sendfile,
+                Splice,
+                Mmap,
+                ReadWrite,
+                CopyFileRange,
+            ],
+        ),
+        // A UNIX socket takes what one pipe of 64 KiB holds as one piece.
+        (
+            &[File, BlockDevice],
+            &[Unix],
+            [
+                CLONE,
+                Direct,
+                Splice,
+                Sendfile,
+                Mmap,
+                ReadWrite,
+                CopyFileRange,
+            ],
+        ),
+        // From a socket into a file, the page is filled by a copy, and the smaller pipe costs
+        // more calls than the buffer.
+        (
+            &[Tcp, Unix, Stream],
+            &[File, BlockDevice],
+            [
+                CLONE,
+                Direct,
+                ReadWrite,
+                Splice,
+                Sendfile,
+                CopyFileRange,
+                Mmap,
+            ],
+        ),
+        (
+            &[Pipe, Tcp, Unix, Stream],
+            ANY,
+            [
+                CLONE,
+                Direct,
+                Splice,
+                Sendfile,
+                ReadWrite,
+                CopyFileRange,
+                Mmap,
+            ],
+        ),
+        (
+            ANY,
+            ANY,
+            [
+                CLONE,
+                Direct,
+                ReadWrite,
+                Sendfile,
+                Splice,
+                Mmap,
+                CopyFileRange,
+            ],
+        ),
+    ]
+};
+
+/// Behind a network, the call that lets the server copy goes before any that fetches the bytes.
+const REMOTE: [Backend; 7] = [
+    Backend::Reflink,
+    Direct,
+    CopyFileRange,
+    ReadWrite,
+    Splice,
+    Sendfile,
+    Mmap,
+];
+
+/// What the options ask of the choice.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Wishes {
+    pub(crate) only: Option<Backend>,
+    pub(crate) denied: [bool; Backend::ALL.len()],
+    pub(crate) consistency: Consistency,
+    pub(crate) cache: Cache,
+    pub(crate) reflink: Reflink,
+    pub(crate) src_offset: Option<u64>,
+    pub(crate) dst_offset: Option<u64>,
+}
+
+/// What can move bytes between two descriptors, in which order it is tried, and why.
+///
+/// A probe makes at most 8 system calls, all of which only look; it moves no data and changes
+/// nothing on either descriptor. Its [`Display`](fmt::Display) is a table of one line a backend,
+/// best first.
+#[derive(Clone, Debug)]
+pub struct Probe {
+    src: Facts,
+    dst: Facts,
+    order: [Backend; Backend::ALL.len()],
+    verdicts: [std::result::Result<(), Unfit>; Backend::ALL.len()],
+    wanted: Backend,
+}
+
+impl Probe {
+    /// Probes a pair for a transfer with default options.
+    ///
+    /// # Errors
+    /// Where no transfer could serve the pair: a side that is a directory, an `O_PATH` descriptor,
+    /// a datagram socket or an anonymous inode, that is not open for reading or writing as its
+    /// side needs, or that is closed. As [`io::Error`], with an [`Error`] inside.
+    pub fn new<S: AsFd, D: AsFd>(src: S, dst: D) -> io::Result<Self> {
+        Ok(Self::with(src.as_fd(), dst.as_fd(), &Wishes::default())?)
+    }
+
+    pub(crate) fn with(src: BorrowedFd<'_>, dst: BorrowedFd<'_>, wishes: &Wishes) -> Result<Self> {
+        let look = |fd, side| {
+            Facts::of(fd).map_err(|e| Error::io(crate::error::ErrorKind::Io, Some(side), e))
+        };
+        let mut src_facts = look(src, Side::Source)?;
+        check(Side::Source, &src_facts, wishes.src_offset)?;
+        let mut dst_facts = look(dst, Side::Destination)?;
+        check(Side::Destination, &dst_facts, wishes.dst_offset)?;
+        let direct = wishes.cache == Cache::Bypass
+            || wishes.only == Some(Direct)
+            || src_facts.is_direct()
+            || dst_facts.is_direct();
+        if direct {
+            src_facts.look_up_alignment(src);
+            dst_facts.look_up_alignment(dst);
+        }
+        if wishes.consistency == Consistency::Snapshot && dst_facts.kind().is_stream() {
+            src_facts.look_up_seals(src);
+        }
+        let ends = (
+            Endpoint::new(src, &src_facts, wishes.src_offset),
+            Endpoint::new(dst, &dst_facts, wishes.dst_offset),
+        );
+        let verdicts = Backend::ALL.map(|backend| {
+            wishes.allow(backend, &src_facts, &dst_facts, direct)?;
+            backend.instance().assess(&ends.0, &ends.1)
+        });
+        let order = order(&src_facts, &dst_facts);
+        let wanted = wishes.wanted().unwrap_or(ReadWrite);
+        Ok(Self {
+            src: src_facts,
+            dst: dst_facts,
+            order,
+            verdicts,
+            wanted,
+        })
+    }
+
+    /// The backend that a transfer starts with. Where the options leave none that serves, the one
+    /// that they insist on; its verdict says why not.
+    pub fn best(&self) -> Backend {
+        let first = self.candidates().next();
+        first.unwrap_or(self.wanted)
+    }
+
+    /// The backends that serve, in the order in which a transfer tries them.
+    pub fn candidates(&self) -> impl Iterator<Item = Backend> + '_ {
+        self.order
+            .into_iter()
+            .filter(|backend| self.verdict(*backend).is_ok())
+    }
+
+    /// Whether a backend serves this pair.
+    ///
+    /// # Errors
+    /// The reason why it does not.
+    pub fn verdict(&self, backend: Backend) -> std::result::Result<(), Unfit> {
+        self.verdicts[backend as usize]
+    }
+
+    /// What the source is.
+    pub fn src(&self) -> &Facts {
+        &self.src
+    }
+
+    /// What the destination is.
+    pub fn dst(&self) -> &Facts {
+        &self.dst
+    }
+}
+
+impl fmt::Display for Probe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let refused = self
+            .order
+            .into_iter()
+            .filter(|backend| self.verdict(*backend).is_err());
+        for (rank, backend) in self.candidates().enumerate() {
+            let why = why(backend, self.src.kind(), self.dst.kind());
+            writeln!(f, "{:>2}  {backend:<16} {why}", rank + 1)?;
+        }
+        for backend in refused {
+            if let Err(unfit) = self.verdict(backend) {
+                writeln!(f, " -  {backend:<16} {unfit}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is done for the price, in one clause.
+fn why(backend: Backend, src: Kind, dst: Kind) -> &'static str {
+    match backend {
+        Backend::Reflink => "shares the source's extents where the filesystem can",
+        CopyFileRange => "the filesystem copies, or its server",
+        Sendfile if dst.is_stream() => "the pages themselves travel, one call",
+        Sendfile => "the kernel copies page by page",
+        Splice if src == Kind::Pipe || dst == Kind::Pipe => "pages change hands, one call",
+        Splice if dst.is_stream() => "pages change hands through a private pipe",
+        Splice => "through a private pipe, one copy into the destination's pages",
+        Mmap => "one copy, out of a mapping",
+        Direct => "between device and buffer, around the page cache",
+        ReadWrite => "two copies, through a buffer of 256 KiB",
+    }
+}
+
+fn order(src: &Facts, dst: &Facts) -> [Backend; Backend::ALL.len()] {
+    if src.is_remote() && dst.is_remote() {
+        return REMOTE;
+    }
+    let row = PREFERENCE
+        .iter()
+        .find(|(from, to, _)| from.contains(&src.kind()) && to.contains(&dst.kind()));
+    row.map_or(REMOTE, |(_, _, order)| *order)
+}
+
+/// Refuses descriptors that no backend can serve, and offsets where there are none.
+fn check(side: Side, facts: &Facts, offset: Option<u64>) -> Result<()> {
+    let kind = facts.kind();
+    let refuse = |kind, text: String| Err(Error::input(side, kind, text));
+    if kind.is_refused() {
+        let class = match kind {
+            Kind::Directory => io::ErrorKind::IsADirectory,
+            Kind::Datagram => io::ErrorKind::Unsupported,
+            _ => io::ErrorKind::InvalidInput,
+        };
+        return refuse(class, format!("it is {kind}"));
+    }
+    let (open, mode) = match side {
+        Side::Source => (facts.is_readable(), "reading"),
+        Side::Destination => (facts.is_writable(), "writing"),
+    };
+    if !open {
+        return refuse(
+            io::ErrorKind::PermissionDenied,
+            format!("it is not open for {mode}"),
+        );
+    }
+    let Some(offset) = offset else { return Ok(()) };
+    if i64::try_from(offset).is_err() {
+        return refuse(
+            io::ErrorKind::InvalidInput,
+            format!("offset {offset} is beyond 2^63 - 1, the largest there is"),
+        );
+    }
+    if kind.is_socket() || kind == Kind::Pipe {
+        return refuse(
+            io::ErrorKind::NotSeekable,
+            format!("it is {kind} and takes no offset"),
+        );
+    }
+    if side == Side::Destination && facts.is_append() {
+        return refuse(
+            io::ErrorKind::InvalidInput,
+            "it appends (O_APPEND), whatever the offset".to_owned(),
+        );
+    }
+    Ok(())
+}
+
+impl Wishes {
+    /// The one backend that the options insist on, if they do.
+    pub(crate) fn wanted(&self) -> Option<Backend> {
+        let shared = (self.reflink == Reflink::Always).then_some(Backend::Reflink);
+        self.only.or(shared)
+    }
+
+    /// Whether the options let a backend take part.
+    fn allow(
+        &self,
+        backend: Backend,
+        src: &Facts,
+        dst: &Facts,
+        direct: bool,
+    ) -> std::result::Result<(), Unfit> {
+        if self.wanted().is_some_and(|wanted| wanted != backend) || self.denied[backend as usize] {
+            return Err(Unfit::Denied);
+        }
+        match backend {
+            Backend::Reflink if self.reflink == Reflink::Never => return Err(Unfit::Denied),
+            // On a filesystem that can share, this call shares when it likes.
+            CopyFileRange if self.reflink == Reflink::Never && src.may_share_extents() => {
+                return Err(Unfit::Denied);
+            }
+            Direct if !direct => return Err(Unfit::NotAsked),
+            _ => {}
+        }
+        let aliases = matches!(backend, Sendfile | Splice)
+            && src.kind().is_cached()
+            && dst.kind().is_stream()
+            && !src.is_sealed();
+        if aliases && self.consistency == Consistency::Snapshot {
+            return Err(Unfit::Aliases);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,104 @@
+//! What an error number means for a mechanism that has moved nothing by the call that failed.
+
+use std::io;
+
+/// The call that failed: some numbers mean "not this way" from one call and a fault from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Call {
+    Splice,
+    Sendfile,
+    CopyFileRange,
+    Clone,
+    /// Setting a mechanism up: pipe2(2), mmap(2), open(2) of a second description.
+    SetUp,
+}
+
+/// Whether `error` says that this mechanism cannot serve the pair, so that another one may.
+///
+/// It is safe to be generous here: read/write stands at the end of every order, and gives the true
+/// error where the fault lies with a descriptor and not with the mechanism.
+pub(crate) fn is_unfit(call: Call, error: &io::Error) -> bool {
+    let Some(number) = error.raw_os_error() else {
+        return false;
+    };
+    match number {
+        // The descriptor has no such operation, or the kernel has no such call. EPERM and EACCES
+        // come from seccomp profiles as well as from immutable files; read/write tells which.
+        libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP | libc::EPERM | libc::EACCES => true,
+        // The call's own resources, not the caller's.
+        libc::ENOMEM => call != Call::CopyFileRange && call != Call::Clone,
+        // Lustre answers ENODATA; an offset near the end of the range answers EOVERFLOW.
+        libc::ENODATA | libc::EOVERFLOW => true,
+        // Other filesystem, swap file, O_APPEND set behind our back (EBADF).
+        libc::EXDEV | libc::ETXTBSY | libc::EBADF | libc::ENOTTY => {
+            matches!(call, Call::CopyFileRange | Call::Clone)
+        }
+        // CIFS answers EIO and ENOENT, kernel 6.17 a spurious EFBIG at the end of the range.
+        libc::EIO | libc::ENOENT | libc::EFBIG if call == Call::CopyFileRange => true,
+        // No descriptor left, no /proc, a path that may not be opened again.
+        libc::EMFILE
+        | libc::ENFILE
+        | libc::ENODEV
+        | libc::ENOENT
+        | libc::ENXIO
+        | libc::ELOOP
+        | libc::EROFS => call == Call::SetUp,
+        // A lock lease or a file lock in the way: the slow way waits for it, or says it better.
+        libc::EAGAIN => matches!(call, Call::CopyFileRange | Call::Clone | Call::SetUp),
+        _ => false,
+    }
+}
+
+/// Whether `error` is EAGAIN.
+pub(crate) fn would_block(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock
+}
+
+/// Whether only a destination gives this error, so that a call that names both sides still tells.
+pub(crate) fn is_destinations(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc::EPIPE
+                | libc::ECONNRESET
+                | libc::ENOSPC
+                | libc::EDQUOT
+                | libc::EFBIG
+                | libc::EROFS
+                | libc::EDESTADDRREQ
+                | libc::ENOBUFS
+        )
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_of_the_destination_is_never_a_reason_to_try_another_way() {
+        let calls = [
+            Call::Splice,
+            Call::Sendfile,
+            Call::CopyFileRange,
+            Call::Clone,
+            Call::SetUp,
+        ];
+        for call in calls {
+            for number in [libc::ENOSPC, libc::EDQUOT, libc::EPIPE, libc::ECONNRESET] {
+                let error = io::Error::from_raw_os_error(number);
+                assert!(!is_unfit(call, &error), "{call:?} {error}");
+                assert!(is_destinations(&error));
+            }
+        }
+    }
+
+    #[test]
+    fn eio_is_a_fault_except_from_copy_file_range() {
+        let eio = io::Error::from_raw_os_error(libc::EIO);
+        assert!(is_unfit(Call::CopyFileRange, &eio));
+        assert!(!is_unfit(Call::Sendfile, &eio));
+        assert!(!is_unfit(Call::Splice, &eio));
+        assert!(!is_destinations(&eio));
+    }
+}

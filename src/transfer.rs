@@ -1,0 +1,353 @@
+//! The transfer as its user holds it: a pair of descriptors and how far it has come.
+
+use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use bytes::Bytes;
+
+use crate::backend::{Backend, Side, Unfit, ZeroCopyTransfer};
+use crate::driver::Driver;
+use crate::error::Result;
+use crate::options::{Progress, TransferOptions};
+use crate::probe::Wishes;
+
+/// What [`Transfer::advance`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// So many bytes reached the destination. A hole that was skipped counts like its zeros.
+    Moved(NonZeroUsize),
+    /// Nothing moved: wait until this side is ready, then advance again.
+    Blocked(Side),
+    /// There is nothing left to do, until [`Transfer::extend`] adds something.
+    Finished(End),
+}
+
+/// How a transfer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum End {
+    /// All bytes that were asked for were delivered.
+    Complete,
+    /// The source had fewer; all of them were delivered.
+    SourceEnded,
+    /// It was told to stop, or has not ended yet.
+    Stopped,
+}
+
+/// What a transfer did.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Report {
+    /// Bytes that reached the destination.
+    pub bytes: u64,
+    /// The backend that moved the most of them.
+    pub backend: Backend,
+    /// How it ended.
+    pub end: End,
+    refused: Vec<(Backend, Unfit)>,
+    shares: Vec<(Backend, u64)>,
+    syscalls: u64,
+}
+
+impl Report {
+    pub(crate) fn new(
+        current: Backend,
+        end: End,
+        refused: Vec<(Backend, Unfit)>,
+        shares: Vec<(Backend, u64)>,
+        syscalls: u64,
+    ) -> Self {
+        let bytes = shares.iter().map(|(_, bytes)| bytes).sum();
+        let most = shares.iter().rev().max_by_key(|(_, bytes)| *bytes);
+        let backend = most.map_or(current, |(backend, _)| *backend);
+        Self {
+            bytes,
+            backend,
+            end,
+            refused,
+            shares,
+            syscalls,
+        }
+    }
+
+    /// The backends that were tried and gave way, in order, each with its reason. Those that the
+    /// probe ruled out beforehand are not among them.
+    pub fn refused(&self) -> &[(Backend, Unfit)] {
+        &self.refused
+    }
+
+    /// How many bytes each backend moved, in the order in which they came to move any. Skipped
+    /// holes count with the backend that was at work.
+    pub fn shares(&self) -> &[(Backend, u64)] {
+        &self.shares
+    }
+
+    /// System calls made for this transfer, those of probing and waiting included.
+    pub fn syscalls(&self) -> u64 {
+        self.syscalls
+    }
+}
+
+/// A transfer that can stop wherever the kernel would block, and go on.
+///
+/// [`advance`](Self::advance) moves one piece. On non-blocking descriptors it never waits: it
+/// says which side to wait for, and the caller's event loop does. The [`Transfer`] is the only
+/// state; it can be put aside at any point and taken up again.
+///
+/// Bytes in flight (taken from the source, not yet in the destination) stay inside it. Dropping
+/// it, or taking it apart by [`into_parts`](Self::into_parts), rewinds a seekable source to the
+/// first byte that was not delivered; bytes in flight from a socket or a pipe would be lost, so
+/// [`reclaim`](Self::reclaim) them first.
+///
+/// ```
+/// use std::io::{Read, Write};
+/// use zcio::{End, Status, TransferOptions};
+///
+/// let mut src = tempfile::tempfile()?;
+/// src.write_all(&[7; 300_000])?;
+/// let (mut peer, dst) = std::os::unix::net::UnixStream::pair()?;
+/// dst.set_nonblocking(true)?;
+///
+/// let mut transfer = TransferOptions::new().src_offset(0).start(&src, &dst, u64::MAX)?;
+/// let mut received = 0;
+/// loop {
+///     match transfer.advance()? {
+///         Status::Moved(_) => {}
+///         // An event loop would wait for `side` here, and meanwhile do something else.
+///         Status::Blocked(_side) => received += peer.read(&mut [0; 65536])?,
+///         Status::Finished(end) => break assert_eq!(end, End::SourceEnded),
+///     }
+/// }
+/// assert_eq!(transfer.delivered(), 300_000);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[must_use = "a transfer moves nothing until it is advanced"]
+pub struct Transfer<S: AsFd, D: AsFd> {
+    driver: Driver,
+    /// `None` only once `into_parts` has taken it.
+    pair: Option<(S, D)>,
+}
+
+impl<S: AsFd, D: AsFd> Transfer<S, D> {
+    pub(crate) fn start(
+        wishes: &Wishes,
+        chunk: Option<NonZeroUsize>,
+        src: S,
+        dst: D,
+        len: u64,
+    ) -> Result<Self> {
+        let driver = Driver::start(wishes, chunk, src.as_fd(), dst.as_fd(), len)?;
+        Ok(Self {
+            driver,
+            pair: Some((src, dst)),
+        })
+    }
+
+    /// Starts a transfer by a backend of one's own: this one, without fallback, from both
+    /// descriptors' own positions.
+    ///
+    /// # Errors
+    /// Where the descriptors cannot serve, or the backend's
+    /// [`assess`](ZeroCopyTransfer::assess) says that it does not.
+    pub fn with_backend(
+        src: S,
+        dst: D,
+        len: u64,
+        backend: Box<dyn ZeroCopyTransfer + Send>,
+    ) -> Result<Self> {
+        let driver = Driver::with_backend(src.as_fd(), dst.as_fd(), len, backend)?;
+        Ok(Self {
+            driver,
+            pair: Some((src, dst)),
+        })
+    }
+
+    /// Moves at most one chunk: see [`TransferOptions::chunk_size`]. Never waits on a non-blocking
+    /// descriptor; on a blocking one it waits as the kernel's call does.
+    ///
+    /// After `Finished`, it can be called again: where the source has grown meanwhile, it goes on.
+    ///
+    /// # Errors
+    /// The error has the exact count and, where the source cannot rewind, the bytes that were
+    /// taken and not delivered; none are in flight any more.
+    pub fn advance(&mut self) -> Result<Status> {
+        let (src, dst) = fds(&self.pair);
+        self.driver.advance(src, dst)
+    }
+
+    /// Asks for `len` bytes more on the same pair, without probing again.
+    pub fn extend(&mut self, len: u64) {
+        self.driver.extend(len);
+    }
+
+    /// Bytes that have reached the destination.
+    pub fn delivered(&self) -> u64 {
+        self.driver.delivered()
+    }
+
+    /// Bytes taken from the source that are not yet in the destination.
+    pub fn in_flight(&self) -> u64 {
+        self.driver.in_flight()
+    }
+
+    /// Bytes that were asked for and have not reached the destination; those in flight are among
+    /// them.
+    pub fn remaining(&self) -> u64 {
+        self.driver.remaining()
+    }
+
+    /// The backend at work.
+    pub fn backend(&self) -> Backend {
+        self.driver.backend()
+    }
+
+    /// Takes back what is in flight: a seekable source is rewound and the result is empty, from
+    /// any other the bytes themselves come back, in order. Afterwards nothing is in flight.
+    ///
+    /// # Errors
+    /// Where the kernel does not give them back; [`Error::undelivered`](crate::Error::undelivered)
+    /// has those that came.
+    pub fn reclaim(&mut self) -> Result<Bytes> {
+        let (src, _) = fds(&self.pair);
+        self.driver.reclaim(src)
+    }
+
+    /// What was done so far.
+    pub fn report(&self) -> Report {
+        self.driver.report()
+    }
+
+    /// The source.
+    pub fn src(&self) -> &S {
+        &parts(&self.pair).0
+    }
+
+    /// The destination.
+    pub fn dst(&self) -> &D {
+        &parts(&self.pair).1
+    }
+
+    /// Gives both ends back. A seekable source is rewound to the first byte that was not
+    /// delivered.
+    pub fn into_parts(mut self) -> (S, D) {
+        self.rewind();
+        self.pair.take().expect(WHOLE)
+    }
+
+    fn rewind(&mut self) {
+        if self.pair.is_some() && self.driver.in_flight() > 0 {
+            let (src, _) = fds(&self.pair);
+            // Nobody is left to tell; from a stream, the bytes go with the transfer.
+            let _ = self.driver.reclaim(src);
+        }
+    }
+}
+
+impl<S: AsFd, D: AsFd> Drop for Transfer<S, D> {
+    fn drop(&mut self) {
+        self.rewind();
+    }
+}
+
+const WHOLE: &str = "the pair is taken only where the transfer is consumed";
+
+fn parts<S, D>(pair: &Option<(S, D)>) -> &(S, D) {
+    pair.as_ref().expect(WHOLE)
+}
+
+/// A function of the pair alone, so that the driver can be borrowed beside it.
+fn fds<S: AsFd, D: AsFd>(pair: &Option<(S, D)>) -> (BorrowedFd<'_>, BorrowedFd<'_>) {
+    let (src, dst) = parts(pair);
+    (src.as_fd(), dst.as_fd())
+}
+
+/// The blocking form: advances until it ends, and waits where a non-blocking side makes it.
+pub(crate) fn run(
+    wishes: &Wishes,
+    chunk: Option<NonZeroUsize>,
+    src: BorrowedFd<'_>,
+    dst: BorrowedFd<'_>,
+    len: u64,
+    watch: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<Report> {
+    if len == 0 {
+        // Not even looked at.
+        return Ok(Report::new(
+            Backend::ReadWrite,
+            End::Complete,
+            Vec::new(),
+            Vec::new(),
+            0,
+        ));
+    }
+    let mut driver = Driver::start(wishes, chunk, src, dst, len)?;
+    loop {
+        match driver.advance(src, dst)? {
+            Status::Moved(_) => {
+                let (delivered, backend) = (driver.delivered(), driver.backend());
+                if watch(Progress {
+                    delivered,
+                    len,
+                    backend,
+                })
+                .is_break()
+                {
+                    break;
+                }
+            }
+            Status::Blocked(side) => driver.wait(side, src, dst)?,
+            Status::Finished(_) => return Ok(driver.report()),
+        }
+    }
+    driver.stop(src)?;
+    loop {
+        match driver.advance(src, dst)? {
+            Status::Moved(_) => {}
+            Status::Blocked(side) => driver.wait(side, src, dst)?,
+            Status::Finished(_) => break,
+        }
+    }
+    let mut report = driver.report();
+    if report.bytes < len {
+        report.end = End::Stopped;
+    }
+    Ok(report)
+}
+
+/// Moves up to `len` bytes from `src` to `dst`; `u64::MAX` means until the source ends.
+///
+/// The cheapest way that the kernel offers for the pair is chosen by a [`Probe`](crate::Probe),
+/// and what proves unfit gives way to the next without losing a byte. Both descriptors' own
+/// positions are used and moved; for offsets, progress and policies see [`TransferOptions`].
+/// Non-blocking descriptors are waited for with poll(2).
+///
+/// A source that ends early is no error: the report says [`End::SourceEnded`]. With `len` 0,
+/// neither descriptor is touched.
+///
+/// # Errors
+/// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) before anything is touched,
+/// [`ErrorKind::Io`](crate::ErrorKind::Io) with the kernel's answer. Either way
+/// [`Error::delivered`](crate::Error::delivered) is exact, and what was taken from a source that
+/// cannot rewind and not delivered is in [`Error::undelivered`](crate::Error::undelivered).
+///
+/// ```
+/// use std::io::{Read, Seek, Write};
+///
+/// let mut src = tempfile::tempfile()?;
+/// src.write_all(b"moved by the kernel")?;
+/// src.rewind()?;
+/// let (mut reader, writer) = std::io::pipe()?;
+///
+/// let report = zcio::transfer(&src, &writer, u64::MAX)?;
+/// assert_eq!(report.bytes, 19);
+/// drop(writer);
+///
+/// let mut text = String::new();
+/// reader.read_to_string(&mut text)?;
+/// assert_eq!(text, "moved by the kernel");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn transfer<S: AsFd, D: AsFd>(src: S, dst: D, len: u64) -> Result<Report> {
+    TransferOptions::new().transfer(src, dst, len)
+}
