@@ -1,4 +1,76 @@
-//! Reusable zero-copy I/O for Linux.
+//! Moves bytes between two file descriptors by the cheapest way that Linux offers for that pair,
+//! says which way it took and why, and never loses a byte that it took.
+//!
+//! ```
+//! use std::fs::File;
+//! use std::os::unix::net::UnixStream;
+//!
+//! let file = File::open("Cargo.toml")?;
+//! let (socket, _peer) = UnixStream::pair()?;
+//! let report = zcio::transfer(&file, &socket, u64::MAX)?;
+//! println!("{} bytes by {}", report.bytes, report.backend);
+//! # assert_eq!(report.bytes, file.metadata()?.len());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Which call to use
+//!
+//! | You want to | Use |
+//! |---|---|
+//! | move bytes and wait until they are moved | [`transfer()`] |
+//! | give offsets, watch or stop it, choose a backend, spare the page cache | [`TransferOptions`] |
+//! | drive it from an event loop, put it aside and go on | [`Transfer`], by [`TransferOptions::start`] |
+//! | know beforehand what would be done, and why | [`Probe`] |
+//! | bring a mechanism of your own | [`ZeroCopyTransfer`], by [`Transfer::with_backend`] |
+//!
+//! Seven backends stand behind these, in [`backend`]: reflink, copy_file_range(2), sendfile(2),
+//! splice(2), mmap(2) with write(2), O_DIRECT, and read(2) with write(2). Which of them serve a
+//! pair and in which order they are tried is measured, not guessed; the tables are in
+//! `docs/backends.md`.
+//!
+//! # What is promised
+//!
+//! Bytes taken from the source = bytes delivered + bytes handed back, whatever fails. A
+//! [`Report`] or an [`Error`] has the exact count. After an error a seekable source stands at the
+//! first byte that was not delivered; what was taken from a socket or a pipe comes back in
+//! [`Error::undelivered`].
+//!
+//! ```
+//! use std::io::Write;
+//! use std::os::unix::net::UnixStream;
+//!
+//! let (mut client, source) = UnixStream::pair()?;
+//! client.write_all(b"nobody will read this")?;
+//! let (reader, writer) = std::io::pipe()?;
+//! drop(reader);
+//!
+//! let error = zcio::transfer(&source, &writer, 21).unwrap_err();
+//! assert_eq!(error.delivered(), 0);
+//! assert_eq!(error.side(), Some(zcio::Side::Destination));
+//! // Whatever had been taken by then is here, and the rest is still in the socket.
+//! let taken = error.into_undelivered();
+//! assert!(b"nobody will read this".starts_with(&taken));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Hazards
+//!
+//! - **Zero copy is not a snapshot.** What sits in a pipe or a socket buffer after sendfile(2) or
+//!   splice(2) from a file is the file's own page: a later write to the file shows through until
+//!   the reader has taken it. [`Consistency::Snapshot`] leaves those backends out.
+//! - **Zero copy is not promised either.** The kernel may copy silently, and on some pairs
+//!   read(2) and write(2) are the cheapest. The report names the backend; the promise is bytes.
+//! - **A blocking descriptor blocks.** [`Transfer::advance`] never waits on a non-blocking
+//!   descriptor; where one side is blocking, it waits on that side as the kernel's call does.
+//! - **Descriptors are shared.** An own position belongs to the open file description: another
+//!   process or thread that moves it moves it for the transfer. Explicit offsets are immune.
+//! - **SIGPIPE** does not kill the process: where it is not ignored, it is blocked around each call
+//!   in this thread, and one that the call raised is taken away.
+//!
+//! # Features
+//!
+//! None is on by default, and none changes what the default does.
+
 #[cfg(not(target_os = "linux"))]
 compile_error!("zcio moves bytes by Linux system calls: it builds for Linux only");
 
@@ -20,3 +92,13 @@ pub use options::{Progress, TransferOptions};
 pub use policy::{Cache, Consistency, Reflink};
 pub use probe::Probe;
 pub use transfer::{End, Report, Status, Transfer, transfer};
+
+/// The README's code, compiled and run like the rest.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
+/// As is the page on backends of one's own.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/adding-a-backend.md")]
+struct AddingABackend;
