@@ -8,9 +8,9 @@
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::BorrowedFd;
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
-use nix::poll::PollTimeout;
 use nix::unistd::Whence;
 
 use crate::backend::{
@@ -20,6 +20,7 @@ use crate::backend::{
 use crate::drop_behind::DropBehind;
 use crate::error::{Error, ErrorKind, Result};
 use crate::holes::{Holes, Next};
+use crate::pace::{Limits, Pace};
 use crate::policy::Cache;
 use crate::probe::{Probe, Wishes};
 use crate::sys::errno::{self, Call};
@@ -28,6 +29,14 @@ use crate::transfer::{End, Report, Status};
 
 /// The largest offset that a file can have.
 const MAX_OFFSET: u64 = i64::MAX as u64;
+
+/// What the options ask for.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Plan {
+    pub(crate) wishes: Wishes,
+    pub(crate) chunk: Option<NonZeroUsize>,
+    pub(crate) limits: Limits,
+}
 
 #[derive(Debug)]
 pub(crate) struct Driver {
@@ -51,6 +60,7 @@ pub(crate) struct Driver {
     holes: Option<Holes>,
     drop_behind: Option<DropBehind>,
     same_file: Option<SameFile>,
+    pace: Option<Pace>,
 }
 
 /// One side: what is known of it, and the explicit offset that it started from.
@@ -81,13 +91,13 @@ struct SameFile {
 
 impl Driver {
     pub(crate) fn start(
-        wishes: &Wishes,
-        chunk: Option<NonZeroUsize>,
+        plan: &Plan,
         src: BorrowedFd<'_>,
         dst: BorrowedFd<'_>,
         len: u64,
     ) -> Result<Self> {
         let before = call::made();
+        let wishes = &plan.wishes;
         let probe = Probe::with(src, dst, wishes)?;
         let mut next: Vec<Backend> = probe.candidates().collect();
         if next.is_empty() {
@@ -105,7 +115,8 @@ impl Driver {
         let mut driver = Self::new(src, dst, len, &probe, backend, wishes)?;
         driver.next = next;
         driver.forced = forced;
-        driver.chunk = chunk;
+        driver.chunk = plan.chunk;
+        driver.set_limits(plan.limits);
         driver.cache = wishes.cache;
         driver.drop_behind = (wishes.cache != Cache::Normal).then(DropBehind::default);
         let (from, to) = (driver.src.endpoint(src, 0), driver.dst.endpoint(dst, 0));
@@ -134,6 +145,8 @@ impl Driver {
         }
         let mut driver = Self::new(src, dst, len, &probe, backend, &wishes)?;
         driver.forced = true;
+        // Its word is taken for the end from the first.
+        driver.proven = true;
         driver.syscalls = call::made() - before;
         Ok(driver)
     }
@@ -176,7 +189,23 @@ impl Driver {
             holes: None,
             drop_behind: None,
             same_file,
+            pace: None,
         })
+    }
+
+    /// Limits what follows.
+    pub(crate) fn set_limits(&mut self, limits: Limits) {
+        self.pace = Pace::new(limits);
+    }
+
+    /// When the next byte may pass, where the rate is what holds it up.
+    pub(crate) fn resume_at(&self) -> Option<Instant> {
+        self.pace.as_ref().and_then(Pace::resume_at)
+    }
+
+    /// The time after which nothing moves any more.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.pace.as_ref().and_then(Pace::deadline)
     }
 
     pub(crate) fn extend(&mut self, len: u64) {
@@ -227,6 +256,16 @@ impl Driver {
     }
 
     fn advance_counted(&mut self, src: BorrowedFd<'_>, dst: BorrowedFd<'_>) -> Result<Status> {
+        if self.remaining() > 0 {
+            if let Some(pace) = &self.pace {
+                if pace.is_over() {
+                    return Err(self.fail(timed_out(None), src));
+                }
+                if pace.resume_at().is_some() {
+                    return Ok(Status::Blocked(Side::Destination));
+                }
+            }
+        }
         loop {
             let limit = match self.limit()? {
                 Ok(limit) => limit,
@@ -286,6 +325,9 @@ impl Driver {
                 let error = Error::io(ErrorKind::Io, Some(Side::Destination), error);
                 return Err(error.after(self.delivered, Bytes::new()));
             }
+        }
+        if let Some(grain) = self.pace.as_ref().and_then(Pace::grain) {
+            limit = limit.min(grain);
         }
         let limit = usize::try_from(limit.max(held)).unwrap_or(usize::MAX);
         let limit = self.chunk.map_or(limit, |chunk| limit.min(chunk.get()));
@@ -352,6 +394,9 @@ impl Driver {
         match self.shares.last_mut() {
             Some((last, share)) if *last == backend => *share += count,
             _ => self.shares.push((backend, count)),
+        }
+        if let Some(pace) = &mut self.pace {
+            pace.passed(count);
         }
         self.tend_cache(count, false, src, dst);
         Status::Moved(bytes)
@@ -492,17 +537,31 @@ impl Driver {
             Side::Source => (&self.src, src, false, libc::SO_RCVTIMEO),
             Side::Destination => (&self.dst, dst, true, libc::SO_SNDTIMEO),
         };
+        let pause = self.resume_at();
         // A blocking socket answers EAGAIN only when its own time limit has run out.
-        let timed_out = place.facts.kind().is_socket()
+        let socket_timed_out = pause.is_none()
+            && place.facts.kind().is_socket()
             && !place.facts.is_nonblocking()
             && call::has_timeout(fd, limit);
-        let result = if timed_out {
-            Err(io::ErrorKind::TimedOut.into())
+        let result = if socket_timed_out {
+            Err(timed_out(Some(side)))
+        } else if let Some(until) = pause {
+            let until = self
+                .deadline()
+                .map_or(until, |deadline| deadline.min(until));
+            std::thread::sleep(until.saturating_duration_since(Instant::now()));
+            Ok(())
         } else {
-            call::poll(fd, writable, PollTimeout::NONE).map(drop)
+            // Past the deadline, the next advance says so.
+            let left = self
+                .deadline()
+                .map(|d| d.saturating_duration_since(Instant::now()));
+            call::poll(fd, writable, left)
+                .map(drop)
+                .map_err(|e| Fault::new(side, e))
         };
         self.syscalls += call::made() - before;
-        result.map_err(|error| self.fail(Fault::new(side, error), src))
+        result.map_err(|fault| self.fail(fault, src))
     }
 }
 
@@ -553,6 +612,13 @@ fn same_file(
         return Err(overlap());
     }
     Ok(Some(same))
+}
+
+fn timed_out(side: Option<Side>) -> Fault {
+    Fault {
+        side,
+        error: io::ErrorKind::TimedOut.into(),
+    }
 }
 
 fn overlap() -> Error {

@@ -81,6 +81,7 @@ mod error;
 mod facts;
 mod holes;
 mod options;
+mod pace;
 mod policy;
 mod probe;
 mod sys;

@@ -1,14 +1,16 @@
 //! What a transfer may be asked for beyond source, destination and length.
 
 use std::io;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
+use std::time::Instant;
 
 use crate::backend::Backend;
+use crate::driver::Plan;
 use crate::error::Result;
 use crate::policy::{Cache, Consistency, Reflink};
-use crate::probe::{Probe, Wishes};
+use crate::probe::Probe;
 use crate::transfer::{Report, Transfer, run};
 
 /// How far a transfer has come.
@@ -47,8 +49,7 @@ pub struct Progress {
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct TransferOptions {
-    wishes: Wishes,
-    chunk: Option<NonZeroUsize>,
+    plan: Plan,
 }
 
 impl TransferOptions {
@@ -61,14 +62,14 @@ impl TransferOptions {
     /// Takes bytes from this offset on, and leaves the source's own position alone. The default is
     /// the source's own position, which then moves by what was taken.
     pub fn src_offset(&mut self, offset: u64) -> &mut Self {
-        self.wishes.src_offset = Some(offset);
+        self.plan.wishes.src_offset = Some(offset);
         self
     }
 
     /// Puts bytes from this offset on, and leaves the destination's own position alone. The
     /// default is the destination's own position, which then moves by what was delivered.
     pub fn dst_offset(&mut self, offset: u64) -> &mut Self {
-        self.wishes.dst_offset = Some(offset);
+        self.plan.wishes.dst_offset = Some(offset);
         self
     }
 
@@ -78,38 +79,52 @@ impl TransferOptions {
     /// (read-write) to 1 GiB (copy-file-range), a whole file by reflink. A hole is one piece,
     /// however large.
     pub fn chunk_size(&mut self, bytes: NonZeroUsize) -> &mut Self {
-        self.chunk = Some(bytes);
+        self.plan.chunk = Some(bytes);
         self
     }
 
     /// This backend or an error. By default the probe chooses, and what proves unfit gives way to
     /// the next without losing a byte.
     pub fn backend(&mut self, backend: Backend) -> &mut Self {
-        self.wishes.only = Some(backend);
+        self.plan.wishes.only = Some(backend);
         self
     }
 
     /// Never this backend. Can be called for several.
     pub fn deny(&mut self, backend: Backend) -> &mut Self {
-        self.wishes.denied[backend as usize] = true;
+        self.plan.wishes.denied[backend as usize] = true;
         self
     }
 
     /// Whether what was delivered may still change with the source.
     pub fn consistency(&mut self, consistency: Consistency) -> &mut Self {
-        self.wishes.consistency = consistency;
+        self.plan.wishes.consistency = consistency;
         self
     }
 
     /// What the transfer leaves in the page cache.
     pub fn cache(&mut self, cache: Cache) -> &mut Self {
-        self.wishes.cache = cache;
+        self.plan.wishes.cache = cache;
         self
     }
 
     /// Whether extents may be shared.
     pub fn reflink(&mut self, reflink: Reflink) -> &mut Self {
-        self.wishes.reflink = reflink;
+        self.plan.wishes.reflink = reflink;
+        self
+    }
+
+    /// At most so many bytes per second, evenly. [`Transfer::resume_at`] tells an event loop when to
+    /// go on; the blocking form sleeps.
+    pub fn rate(&mut self, bytes_per_second: NonZeroU64) -> &mut Self {
+        self.plan.limits.rate = Some(bytes_per_second);
+        self
+    }
+
+    /// After this time nothing moves any more: an error of [`io::ErrorKind::TimedOut`] with the
+    /// exact count. A call that the kernel blocks, on a blocking descriptor, is not broken off.
+    pub fn deadline(&mut self, deadline: Instant) -> &mut Self {
+        self.plan.limits.deadline = Some(deadline);
         self
     }
 
@@ -135,14 +150,7 @@ impl TransferOptions {
         len: u64,
         mut watch: impl FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Report> {
-        run(
-            &self.wishes,
-            self.chunk,
-            src.as_fd(),
-            dst.as_fd(),
-            len,
-            &mut watch,
-        )
+        run(&self.plan, src.as_fd(), dst.as_fd(), len, &mut watch)
     }
 
     /// Starts a transfer that moves when it is told to: see [`Transfer`].
@@ -150,7 +158,7 @@ impl TransferOptions {
     /// # Errors
     /// Where the descriptors or the options make no sense together, or no backend serves.
     pub fn start<S: AsFd, D: AsFd>(&self, src: S, dst: D, len: u64) -> Result<Transfer<S, D>> {
-        Transfer::start(&self.wishes, self.chunk, src, dst, len)
+        Transfer::start(&self.plan, src, dst, len)
     }
 
     /// What [`transfer`](Self::transfer) with these options would choose, and why.
@@ -158,6 +166,6 @@ impl TransferOptions {
     /// # Errors
     /// As [`Probe::new`].
     pub fn probe<S: AsFd, D: AsFd>(&self, src: S, dst: D) -> io::Result<Probe> {
-        Ok(Probe::with(src.as_fd(), dst.as_fd(), &self.wishes)?)
+        Ok(Probe::with(src.as_fd(), dst.as_fd(), &self.plan.wishes)?)
     }
 }

@@ -3,14 +3,14 @@
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Instant;
 
 use bytes::Bytes;
 
 use crate::backend::{Backend, Side, Unfit, ZeroCopyTransfer};
-use crate::driver::Driver;
+use crate::driver::{Driver, Plan};
 use crate::error::Result;
 use crate::options::{Progress, TransferOptions};
-use crate::probe::Wishes;
 
 /// What [`Transfer::advance`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,14 +130,8 @@ pub struct Transfer<S: AsFd, D: AsFd> {
 }
 
 impl<S: AsFd, D: AsFd> Transfer<S, D> {
-    pub(crate) fn start(
-        wishes: &Wishes,
-        chunk: Option<NonZeroUsize>,
-        src: S,
-        dst: D,
-        len: u64,
-    ) -> Result<Self> {
-        let driver = Driver::start(wishes, chunk, src.as_fd(), dst.as_fd(), len)?;
+    pub(crate) fn start(plan: &Plan, src: S, dst: D, len: u64) -> Result<Self> {
+        let driver = Driver::start(plan, src.as_fd(), dst.as_fd(), len)?;
         Ok(Self {
             driver,
             pair: Some((src, dst)),
@@ -195,6 +189,12 @@ impl<S: AsFd, D: AsFd> Transfer<S, D> {
     /// them.
     pub fn remaining(&self) -> u64 {
         self.driver.remaining()
+    }
+
+    /// When to advance again, where [`TransferOptions::rate`] is what holds it up: `Blocked` then
+    /// speaks of the limit, whichever side it names.
+    pub fn resume_at(&self) -> Option<Instant> {
+        self.driver.resume_at()
     }
 
     /// The backend at work.
@@ -264,8 +264,7 @@ fn fds<S: AsFd, D: AsFd>(pair: &Option<(S, D)>) -> (BorrowedFd<'_>, BorrowedFd<'
 
 /// The blocking form: advances until it ends, and waits where a non-blocking side makes it.
 pub(crate) fn run(
-    wishes: &Wishes,
-    chunk: Option<NonZeroUsize>,
+    plan: &Plan,
     src: BorrowedFd<'_>,
     dst: BorrowedFd<'_>,
     len: u64,
@@ -281,7 +280,7 @@ pub(crate) fn run(
             0,
         ));
     }
-    let mut driver = Driver::start(wishes, chunk, src, dst, len)?;
+    let mut driver = Driver::start(plan, src, dst, len)?;
     loop {
         match driver.advance(src, dst)? {
             Status::Moved(_) => {

@@ -4,7 +4,7 @@
 //! soon. It is chosen by itself only where the caller's descriptor has O_DIRECT, whose alignment
 //! no other backend keeps to, or where [`Cache::Bypass`](crate::Cache::Bypass) was asked for.
 //!
-//! A side without O_DIRECT is opened anew through `/proc/self/fd`: the flag belongs to the open
+//! A side without O_DIRECT is opened anew through `/proc/thread-self/fd`: the flag belongs to the open
 //! file description, which others may share, so the caller's is never touched. What does not fill
 //! an aligned block at either end of the destination goes through the page cache. That the kernel
 //! accepted it proves nothing: Btrfs, tmpfs and FUSE take O_DIRECT, and may buffer all the same.

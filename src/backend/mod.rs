@@ -264,8 +264,8 @@ pub enum Unfit {
     /// Offset or length is not a multiple of the filesystem's block.
     #[error("offset or length is not a multiple of the block size")]
     Unaligned,
-    /// The pipe that the kernel granted is so small that read/write is cheaper.
-    #[error("the kernel granted too small a pipe")]
+    /// No pipe is to be had, or only one so small that read/write is cheaper.
+    #[error("no pipe of a useful size is to be had")]
     SmallPipe,
     /// It reported the end although read(2) found more.
     #[error("it found no bytes where read(2) found some")]

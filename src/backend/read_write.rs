@@ -16,15 +16,16 @@ use std::ops::Range;
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{Backend, Endpoint, Fault, Kind, Side, Step, Unfit, ZeroCopyTransfer};
-use crate::sys::{AlignedBuf, call, errno};
+use crate::sys::aligned::{self, AlignedBuf};
+use crate::sys::{call, errno};
 
 /// The most that one read takes.
-const BUFFER: usize = 256 << 10;
-const PAGE: usize = 4096;
+const BUFFER: usize = aligned::SPARE;
 
 /// read(2) and write(2).
 #[derive(Debug, Default)]
 pub struct ReadWrite {
+    /// Held only while it holds something: an idle transfer costs no memory.
     buf: Option<AlignedBuf>,
     /// The part of the buffer that was read and not yet written.
     held: Range<usize>,
@@ -35,7 +36,7 @@ pub struct ReadWrite {
 }
 
 impl ReadWrite {
-    /// With an empty buffer, allocated at the first step.
+    /// With no buffer: it borrows the thread's own for as long as bytes are in flight.
     pub fn new() -> Self {
         Self::default()
     }
@@ -50,7 +51,7 @@ impl ReadWrite {
 
     /// Starts with bytes that another backend had taken, which go first.
     pub(crate) fn with_held(bytes: &Bytes) -> Self {
-        let mut buf = AlignedBuf::new(bytes.len().max(BUFFER), PAGE);
+        let mut buf = AlignedBuf::new(bytes.len(), 1);
         buf.as_mut_slice()[..bytes.len()].copy_from_slice(bytes);
         Self {
             buf: Some(buf),
@@ -61,21 +62,7 @@ impl ReadWrite {
 
     fn read(&mut self, src: &Endpoint<'_>, limit: usize) -> io::Result<usize> {
         let want = limit.min(BUFFER);
-        let buf = match &mut self.buf {
-            // Good enough, unless the last read filled it and more may be had at once.
-            Some(buf) if buf.len() >= want || self.held.end < buf.len() => buf,
-            slot => {
-                // For a small file no more than it needs, and a byte over to meet its end.
-                let size = match src.kind() {
-                    Kind::File if slot.is_none() => src.facts().size_hint().saturating_add(1),
-                    _ => BUFFER as u64,
-                };
-                let size = usize::try_from(size)
-                    .unwrap_or(BUFFER)
-                    .next_multiple_of(PAGE);
-                slot.insert(AlignedBuf::new(want.min(size), PAGE))
-            }
-        };
+        let buf = self.buf.get_or_insert_with(aligned::spare);
         let want = want.min(buf.len());
         let into = &mut buf.as_mut_slice()[..want];
         if self.dontcache && !self.dontcache_refused && src.kind() == Kind::File {
@@ -133,8 +120,39 @@ impl ZeroCopyTransfer for ReadWrite {
         dst: &mut Endpoint<'_>,
         limit: NonZeroUsize,
     ) -> Result<Step, Fault> {
+        let step = self.read_then_write(src, dst, limit.get());
         if self.held.is_empty() {
-            match self.read(src, limit.get()) {
+            self.release();
+        }
+        step
+    }
+
+    fn in_flight(&self) -> usize {
+        self.held.len()
+    }
+
+    fn reclaim(&mut self, into: &mut BytesMut) -> io::Result<()> {
+        if let Some(buf) = &self.buf {
+            into.put_slice(&buf.as_slice()[self.held.clone()]);
+        }
+        self.release();
+        Ok(())
+    }
+
+    fn is_uncached(&self) -> bool {
+        self.dontcache && !self.dontcache_refused
+    }
+}
+
+impl ReadWrite {
+    fn read_then_write(
+        &mut self,
+        src: &Endpoint<'_>,
+        dst: &Endpoint<'_>,
+        limit: usize,
+    ) -> Result<Step, Fault> {
+        if self.held.is_empty() {
+            match self.read(src, limit) {
                 Ok(0) => return Ok(Step::Ended),
                 Ok(n) => self.held = 0..n,
                 Err(e) if errno::would_block(&e) => return Ok(Step::Blocked(Side::Source)),
@@ -142,7 +160,7 @@ impl ZeroCopyTransfer for ReadWrite {
             }
         }
         // One write a step: what it leaves is in flight, and an error after it is the next step's.
-        match self.write(dst, limit.get()) {
+        match self.write(dst, limit) {
             Ok(n) => {
                 self.held.start += n;
                 NonZeroUsize::new(n)
@@ -154,19 +172,11 @@ impl ZeroCopyTransfer for ReadWrite {
         }
     }
 
-    fn in_flight(&self) -> usize {
-        self.held.len()
-    }
-
-    fn reclaim(&mut self, into: &mut BytesMut) -> io::Result<()> {
-        if let Some(buf) = &self.buf {
-            into.put_slice(&buf.as_slice()[self.held.clone()]);
-        }
+    /// Nothing is held any more: the buffer goes back.
+    fn release(&mut self) {
         self.held = 0..0;
-        Ok(())
-    }
-
-    fn is_uncached(&self) -> bool {
-        self.dontcache && !self.dontcache_refused
+        if let Some(buf) = self.buf.take() {
+            aligned::keep(buf);
+        }
     }
 }

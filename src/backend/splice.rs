@@ -12,13 +12,14 @@
 
 use std::io;
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
 use bytes::BytesMut;
 
 use super::{Backend, Endpoint, Fault, Kind, Side, Step, Unfit, ZeroCopyTransfer};
 use crate::sys::errno::{self, Call};
 use crate::sys::pipe::DEFAULT_CAPACITY;
-use crate::sys::{PrivatePipe, call};
+use crate::sys::{PipePool, PrivatePipe, call};
 
 /// The pipe between two streams: each fill is a call, so the larger the better, and 1 MiB is what
 /// an unprivileged process may have.
@@ -34,6 +35,8 @@ const FAIR: usize = 2 << 20;
 #[derive(Debug, Default)]
 pub struct Splice {
     pipe: Option<PrivatePipe>,
+    /// Where the pipe comes from and goes back to whenever it is empty; else it is kept.
+    pool: Option<Arc<PipePool>>,
     held: usize,
     /// Give way to read/write where the kernel grants a small pipe only.
     choosy: bool,
@@ -53,6 +56,44 @@ impl Splice {
         }
     }
 
+    /// Borrows a pipe for as long as it holds bytes, and gives way where none is to be had.
+    pub(crate) fn pooled(pool: Arc<PipePool>) -> Self {
+        Self {
+            pool: Some(pool),
+            choosy: true,
+            ..Self::default()
+        }
+    }
+
+    /// A pipe for at most `limit` bytes from `src`. `Err` is the step's outcome where there is
+    /// none.
+    fn pipe(&self, src: &Endpoint<'_>, limit: usize) -> Result<PrivatePipe, Result<Step, Fault>> {
+        let stream = src.kind().is_stream();
+        let wanted = match &self.pool {
+            Some(_) => STREAM_CAPACITY,
+            None if stream => STREAM_CAPACITY.min(limit),
+            None => DEFAULT_CAPACITY,
+        };
+        let pipe = match &self.pool {
+            Some(pool) => pool.borrow(wanted),
+            None => PrivatePipe::new(wanted).map(Some),
+        };
+        let pipe = pipe.map_err(|e| super::unfit_or_fault(Call::SetUp, None, e))?;
+        pipe.filter(|pipe| !self.choosy || !stream || pipe.capacity() >= WORTHWHILE.min(limit))
+            .ok_or(Ok(Step::Unfit(Unfit::SmallPipe)))
+    }
+
+    /// Gives the pipe back where it is borrowed and empty.
+    fn release(&mut self) {
+        if self.held == 0 {
+            if let Some(pool) = &self.pool {
+                if let Some(pipe) = self.pipe.take() {
+                    pool.give_back(pipe);
+                }
+            }
+        }
+    }
+
     /// One call between descriptors of which one is a pipe: nothing stays in between.
     fn direct(src: &Endpoint<'_>, dst: &Endpoint<'_>, limit: usize) -> Result<Step, Fault> {
         let (from, to) = (src.offset(), dst.offset());
@@ -65,25 +106,14 @@ impl Splice {
 
     /// Fills the private pipe, which is empty. `Some` is the step's outcome where it cannot.
     fn fill(&mut self, src: &Endpoint<'_>, limit: usize) -> Result<Option<Step>, Fault> {
-        let pipe = match &mut self.pipe {
+        let pipe = match self.pipe.take() {
             Some(pipe) => pipe,
-            slot => {
-                let stream = src.kind().is_stream();
-                let wanted = if stream {
-                    STREAM_CAPACITY.min(limit)
-                } else {
-                    DEFAULT_CAPACITY
-                };
-                let pipe = match PrivatePipe::new(wanted) {
-                    Ok(pipe) => pipe,
-                    Err(e) => return super::unfit_or_fault(Call::SetUp, None, e).map(Some),
-                };
-                if self.choosy && stream && pipe.capacity() < WORTHWHILE.min(limit) {
-                    return Ok(Some(Step::Unfit(Unfit::SmallPipe)));
-                }
-                slot.insert(pipe)
-            }
+            None => match self.pipe(src, limit) {
+                Ok(pipe) => pipe,
+                Err(outcome) => return outcome.map(Some),
+            },
         };
+        let pipe = self.pipe.insert(pipe);
         let count = limit.min(pipe.capacity());
         match call::splice(src.fd(), src.offset(), pipe.write_end(), None, count) {
             Ok(0) => Ok(Some(Step::Ended)),
@@ -139,12 +169,18 @@ impl ZeroCopyTransfer for Splice {
         if src.kind() == Kind::Pipe || dst.kind() == Kind::Pipe {
             return Self::direct(src, dst, limit);
         }
-        if self.held == 0 {
-            if let Some(outcome) = self.fill(src, limit)? {
-                return Ok(outcome);
-            }
-        }
-        self.drain(dst, limit)
+        let filled = if self.held == 0 {
+            self.fill(src, limit)
+        } else {
+            Ok(None)
+        };
+        let step = match filled {
+            Ok(None) => self.drain(dst, limit),
+            Ok(Some(outcome)) => Ok(outcome),
+            Err(fault) => Err(fault),
+        };
+        self.release();
+        step
     }
 
     fn in_flight(&self) -> usize {

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::cell::Cell;
 use std::fmt;
 use std::ptr::NonNull;
 use std::slice;
@@ -41,6 +42,27 @@ impl AlignedBuf {
     pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
         // SAFETY: as above, and `&mut self` makes the access exclusive.
         unsafe { slice::from_raw_parts_mut(self.start.as_ptr(), self.layout.size()) }
+    }
+}
+
+/// The length and alignment of the buffers that go from one use to the next.
+pub(crate) const SPARE: usize = 256 << 10;
+const PAGE: usize = 4096;
+
+thread_local! {
+    static KEPT: Cell<Option<AlignedBuf>> = const { Cell::new(None) };
+}
+
+/// A buffer of [`SPARE`] bytes at a page: the one that this thread keeps, or a new one.
+pub(crate) fn spare() -> AlignedBuf {
+    let kept = KEPT.try_with(Cell::take).ok().flatten();
+    kept.unwrap_or_else(|| AlignedBuf::new(SPARE, PAGE))
+}
+
+/// Keeps a buffer for this thread's next use. One is kept; a second is freed.
+pub(crate) fn keep(buf: AlignedBuf) {
+    if buf.len() == SPARE {
+        let _ = KEPT.try_with(|kept| kept.set(Some(buf)));
     }
 }
 

@@ -7,10 +7,12 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::ptr;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{self, FallocateFlags, FcntlArg, OFlag, PosixFadviseAdvice, SpliceFFlags};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::socket::Shutdown;
 use nix::sys::stat::Mode;
 use nix::unistd::{self, Whence};
 
@@ -345,10 +347,11 @@ pub(crate) fn drop_cached(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Resu
     retry(|| fcntl::posix_fadvise(fd, offset, len, PosixFadviseAdvice::POSIX_FADV_DONTNEED))
 }
 
-/// Opens the same file anew through `/proc/self/fd`, so that flags and position are our own and
-/// those of the caller's description, which others may share, stay as they are.
+/// Opens the same file anew through `/proc/thread-self/fd`, so that flags and position are our own
+/// and those of the caller's description, which others may share, stay as they are. (`/proc/self`
+/// is the first thread's: a thread with a descriptor table of its own would open another file.)
 pub(crate) fn reopen(fd: BorrowedFd<'_>, flags: OFlag) -> io::Result<OwnedFd> {
-    let path = PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+    let path = PathBuf::from(format!("/proc/thread-self/fd/{}", fd.as_raw_fd()));
     retry(|| {
         fcntl::open(
             &path,
@@ -360,19 +363,41 @@ pub(crate) fn reopen(fd: BorrowedFd<'_>, flags: OFlag) -> io::Result<OwnedFd> {
 
 // --- waiting ----------------------------------------------------------------------------------
 
-/// poll(2) on one descriptor for reading or writing. `Ok(false)`: the time ran out. An error or
-/// hang-up condition counts as ready: the next call on the descriptor tells which.
-pub(crate) fn poll(fd: BorrowedFd<'_>, writable: bool, timeout: PollTimeout) -> io::Result<bool> {
+/// poll(2) on one descriptor for reading or writing, for at most `limit`. `Ok(false)`: the time ran
+/// out. An error or hang-up condition counts as ready: the next call on the descriptor tells which.
+pub(crate) fn poll(
+    fd: BorrowedFd<'_>,
+    writable: bool,
+    limit: Option<Duration>,
+) -> io::Result<bool> {
     let events = if writable {
         PollFlags::POLLOUT
     } else {
         PollFlags::POLLIN
     };
     let mut fds = [PollFd::new(fd.as_fd(), events)];
-    Ok(retry(|| nix::poll::poll(&mut fds, timeout))? > 0)
+    let until = limit.map(|limit| Instant::now() + limit);
+    retry(|| {
+        let timeout = until.map_or(PollTimeout::NONE, |until| {
+            // Rounded up, so that the time is over when the answer is "not ready".
+            let left = until.saturating_duration_since(Instant::now());
+            let left = left.as_nanos().div_ceil(1_000_000);
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+        });
+        nix::poll::poll(&mut fds, timeout)
+    })
+    .map(|ready| ready > 0)
 }
 
 /// Whether the descriptor is ready right now.
 pub(crate) fn is_ready(fd: BorrowedFd<'_>, writable: bool) -> io::Result<bool> {
-    poll(fd, writable, PollTimeout::ZERO)
+    poll(fd, writable, Some(Duration::ZERO))
+}
+
+/// shutdown(2) of a stream socket. One that is no longer connected needs none.
+pub(crate) fn shutdown(fd: BorrowedFd<'_>, how: Shutdown) -> io::Result<()> {
+    match retry(|| nix::sys::socket::shutdown(fd.as_raw_fd(), how)) {
+        Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => Ok(()),
+        other => other,
+    }
 }

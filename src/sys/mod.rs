@@ -14,4 +14,4 @@ pub(crate) mod sigpipe;
 
 pub(crate) use aligned::AlignedBuf;
 pub(crate) use mapping::Mapping;
-pub(crate) use pipe::PrivatePipe;
+pub(crate) use pipe::{PipePool, PrivatePipe};

@@ -2,6 +2,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::pipe2;
@@ -17,6 +19,8 @@ pub(crate) struct PrivatePipe {
     read_end: OwnedFd,
     write_end: OwnedFd,
     capacity: usize,
+    /// Its place in a pool's count, given up when the pipe is closed.
+    place: Option<Place>,
 }
 
 impl PrivatePipe {
@@ -42,6 +46,7 @@ impl PrivatePipe {
             read_end,
             write_end,
             capacity: capacity.max(1),
+            place: None,
         })
     }
 
@@ -68,5 +73,74 @@ impl PrivatePipe {
             }
         }
         Ok(taken)
+    }
+}
+
+/// Empty pipes kept from one use to the next, and a bound on how many there are at all.
+///
+/// Descriptors are few and pipe memory is counted per user, so those who hold many connections
+/// borrow a pipe for as long as it holds bytes.
+#[derive(Debug)]
+pub(crate) struct PipePool {
+    idle: Mutex<Vec<PrivatePipe>>,
+    count: Arc<AtomicUsize>,
+    most: usize,
+    most_idle: usize,
+}
+
+#[derive(Debug)]
+struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl PipePool {
+    /// At most `most` pipes, of which `most_idle` are kept while nobody uses them.
+    pub(crate) fn new(most: usize, most_idle: usize) -> Self {
+        Self {
+            idle: Mutex::default(),
+            count: Arc::default(),
+            most,
+            most_idle,
+        }
+    }
+
+    /// An empty pipe, or `None` where the pool has lent all that it may.
+    ///
+    /// # Errors
+    /// Those of pipe2(2).
+    pub(crate) fn borrow(&self, wanted: usize) -> io::Result<Option<PrivatePipe>> {
+        let idle = self
+            .idle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop();
+        if idle.is_some() {
+            return Ok(idle);
+        }
+        let place = Place(Arc::clone(&self.count));
+        // Taken first and given back by `Place` where there is none left.
+        if self.count.fetch_add(1, Ordering::Relaxed) >= self.most {
+            return Ok(None);
+        }
+        let mut pipe = PrivatePipe::new(wanted)?;
+        pipe.place = Some(place);
+        Ok(Some(pipe))
+    }
+
+    /// Takes an empty pipe back. One that still holds bytes must be dropped instead.
+    pub(crate) fn give_back(&self, pipe: PrivatePipe) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < self.most_idle {
+            idle.push(pipe);
+        }
+    }
+
+    /// Pipes that exist, lent or idle.
+    pub(crate) fn count(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
     }
 }
