@@ -61,7 +61,11 @@ pub(crate) struct Driver {
     drop_behind: Option<DropBehind>,
     same_file: Option<SameFile>,
     pace: Option<Pace>,
+    fair: bool,
 }
+
+/// A fair piece, in bytes.
+const FAIR: u64 = 2 << 20;
 
 /// One side: what is known of it, and the explicit offset that it started from.
 #[derive(Debug)]
@@ -190,6 +194,7 @@ impl Driver {
             drop_behind: None,
             same_file,
             pace: None,
+            fair: false,
         })
     }
 
@@ -201,6 +206,37 @@ impl Driver {
     /// When the next byte may pass, where the rate is what holds it up.
     pub(crate) fn resume_at(&self) -> Option<Instant> {
         self.pace.as_ref().and_then(Pace::resume_at)
+    }
+
+    /// Moves no more than a fair piece at once from now on, since others wait for the thread.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn be_fair(&mut self) {
+        self.fair = true;
+    }
+
+    /// Whether a range of the source is in the page cache, so that reading it waits for no device.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn is_warm(&self, src: BorrowedFd<'_>, offset: u64, len: u64) -> bool {
+        // What lies beyond the end is not missing.
+        let size = call::fstat(src).map_or(0, |stat| stat.st_size.unsigned_abs());
+        let len = len.min(size.saturating_sub(offset));
+        len == 0 || call::is_cached(src, offset, len)
+    }
+
+    /// The range of the source's file that the next piece comes from, where it can be said: offset
+    /// and length.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn next_range(&self, src: BorrowedFd<'_>) -> Option<(u64, u64)> {
+        if !self.src.facts.kind().is_cached() || self.src.facts.is_direct() {
+            return None;
+        }
+        let at = self
+            .src
+            .endpoint(src, self.delivered + self.in_flight())
+            .position()
+            .ok()?;
+        let len = self.remaining().saturating_sub(self.in_flight()).min(FAIR);
+        (len > 0).then_some((at, len))
     }
 
     /// The time after which nothing moves any more.
@@ -228,14 +264,18 @@ impl Driver {
         self.backend.backend()
     }
 
-    /// Asks for nothing more than what has been taken already; from a seekable source that is
-    /// nothing, from any other what is in flight.
+    /// Stops: what was taken from a seekable source goes back, from any other it goes on.
     pub(crate) fn stop(&mut self, src: BorrowedFd<'_>) -> Result<()> {
         if self.src.facts.kind().is_cached() {
             self.reclaim(src)?;
         }
-        self.len = self.delivered.saturating_add(self.in_flight());
+        self.take_no_more();
         Ok(())
+    }
+
+    /// Asks for nothing more than what has been taken already.
+    pub(crate) fn take_no_more(&mut self) {
+        self.len = self.delivered.saturating_add(self.in_flight());
     }
 
     pub(crate) fn report(&self) -> Report {
@@ -325,6 +365,10 @@ impl Driver {
                 let error = Error::io(ErrorKind::Io, Some(Side::Destination), error);
                 return Err(error.after(self.delivered, Bytes::new()));
             }
+        }
+        // Sharing extents takes no time, however many.
+        if self.fair && self.backend() != Backend::Reflink {
+            limit = limit.min(FAIR);
         }
         if let Some(grain) = self.pace.as_ref().and_then(Pace::grain) {
             limit = limit.min(grain);
@@ -495,7 +539,7 @@ impl Driver {
     }
 
     /// The error that a fault becomes: counts exact, nothing left in flight.
-    fn fail(&mut self, fault: Fault, src: BorrowedFd<'_>) -> Error {
+    pub(crate) fn fail(&mut self, fault: Fault, src: BorrowedFd<'_>) -> Error {
         let Fault { side, error } = fault;
         let undelivered = match self.reclaim(src) {
             Ok(bytes) => bytes,

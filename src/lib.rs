@@ -20,6 +20,7 @@
 //! | move bytes and wait until they are moved | [`transfer()`] |
 //! | give offsets, watch or stop it, choose a backend, spare the page cache | [`TransferOptions`] |
 //! | drive it from an event loop, put it aside and go on | [`Transfer`], by [`TransferOptions::start`] |
+//! | pass both directions between two sockets, as a proxy does | [`relay()`], [`relay::Relay`] |
 //! | know beforehand what would be done, and why | [`Probe`] |
 //! | bring a mechanism of your own | [`ZeroCopyTransfer`], by [`Transfer::with_backend`] |
 //!
@@ -70,6 +71,8 @@
 //! # Features
 //!
 //! None is on by default, and none changes what the default does.
+//!
+//! - `tokio`: the same verbs, awaiting readiness, in `zcio::tokio`.
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("zcio moves bytes by Linux system calls: it builds for Linux only");
@@ -84,7 +87,10 @@ mod options;
 mod pace;
 mod policy;
 mod probe;
+pub mod relay;
 mod sys;
+#[cfg(feature = "tokio")]
+pub mod tokio;
 mod transfer;
 
 pub use backend::{Backend, Endpoint, Fault, Side, Step, Unfit, ZeroCopyTransfer};
@@ -92,6 +98,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use options::{Progress, TransferOptions};
 pub use policy::{Cache, Consistency, Reflink};
 pub use probe::Probe;
+pub use relay::relay;
 pub use transfer::{End, Report, Status, Transfer, transfer};
 
 /// The README's code, compiled and run like the rest.

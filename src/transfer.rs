@@ -170,6 +170,13 @@ impl<S: AsFd, D: AsFd> Transfer<S, D> {
         self.driver.advance(src, dst)
     }
 
+    /// The parts, for a form that awaits.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn apart(&mut self) -> (&mut Driver, &S, &D) {
+        let (src, dst) = parts(&self.pair);
+        (&mut self.driver, src, dst)
+    }
+
     /// Asks for `len` bytes more on the same pair, without probing again.
     pub fn extend(&mut self, len: u64) {
         self.driver.extend(len);

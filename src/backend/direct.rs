@@ -115,7 +115,8 @@ impl Direct {
                 let other = (mode == OFlag::O_WRONLY).then(|| call::reopen(end.fd(), mode));
                 return other.transpose().map(Way::Callers);
             }
-            if !self.reopen || !end.kind().is_cached() {
+            let appends = mode == OFlag::O_WRONLY && end.facts().is_append();
+            if !self.reopen || !end.kind().is_cached() || appends {
                 return Ok(Way::Plain);
             }
             match call::reopen(end.fd(), mode | OFlag::O_DIRECT) {
@@ -263,7 +264,10 @@ impl ZeroCopyTransfer for Direct {
     }
 
     fn assess(&self, src: &Endpoint<'_>, dst: &Endpoint<'_>) -> Result<(), Unfit> {
-        super::require_no_append(dst)?;
+        // What appends is written as it is opened, so that the source has to be the direct side.
+        if dst.facts().is_append() && (dst.facts().is_direct() || !src.kind().is_cached()) {
+            return Err(Unfit::Appends);
+        }
         if dst.kind().is_cached() || src.kind().is_cached() {
             return Ok(());
         }

@@ -347,6 +347,82 @@ pub(crate) fn drop_cached(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Resu
     retry(|| fcntl::posix_fadvise(fd, offset, len, PosixFadviseAdvice::POSIX_FADV_DONTNEED))
 }
 
+/// Whether a range of a file lies wholly in the page cache, as far as that can be told: by
+/// cachestat(2) (Linux 6.5), which wants write access or ownership, else by a read that would not
+/// wait for the device (`RWF_NOWAIT`) at every [`PROBE_STEP`].
+#[cfg(feature = "tokio")]
+pub(crate) fn is_cached(fd: BorrowedFd<'_>, offset: u64, len: u64) -> bool {
+    #[repr(C)]
+    struct Range {
+        offset: u64,
+        len: u64,
+    }
+    const SYS_CACHESTAT: libc::c_long = 451;
+    const PAGE: u64 = 4096;
+    const PROBE_STEP: u64 = 128 << 10;
+    let range = Range { offset, len };
+    // nr_cache, nr_dirty, nr_writeback, nr_evicted, nr_recently_evicted.
+    let mut stat = [0_u64; 5];
+    let counted = retry(|| {
+        // SAFETY: cachestat(2) reads one range and writes five counts of 64 bits; both outlive it.
+        let result = unsafe {
+            libc::syscall(
+                SYS_CACHESTAT,
+                fd.as_raw_fd(),
+                &raw const range,
+                stat.as_mut_ptr(),
+                0,
+            )
+        };
+        Errno::result(result)
+    });
+    if counted.is_ok() {
+        return stat[0] >= (offset + len).div_ceil(PAGE) - offset / PAGE;
+    }
+    (0..len)
+        .step_by(PROBE_STEP as usize)
+        .all(|ahead| reads_at_once(fd, offset + ahead))
+}
+
+/// Whether a byte at `offset` can be read without waiting for a device. Where the kernel cannot
+/// say, it is assumed.
+#[cfg(feature = "tokio")]
+fn reads_at_once(fd: BorrowedFd<'_>, offset: u64) -> bool {
+    let Ok(offset) = loff(offset) else {
+        return true;
+    };
+    let mut byte = [0_u8];
+    let iov = libc::iovec {
+        iov_base: byte.as_mut_ptr().cast(),
+        iov_len: 1,
+    };
+    let read = retry(|| {
+        // SAFETY: the one iovec covers `byte`.
+        size(unsafe { libc::preadv2(fd.as_raw_fd(), &raw const iov, 1, offset, libc::RWF_NOWAIT) })
+    });
+    !read.is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock)
+}
+
+/// Brings a range of a file into the page cache, waiting for the device.
+#[cfg(feature = "tokio")]
+pub(crate) fn fetch(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()> {
+    let mut buf = super::aligned::spare();
+    let end = offset.saturating_add(len);
+    let mut at = offset;
+    while at < end {
+        let want = usize::try_from(end - at)
+            .unwrap_or(usize::MAX)
+            .min(buf.len());
+        match pread(fd, &mut buf.as_mut_slice()[..want], at) {
+            Ok(0) => break,
+            Ok(n) => at += n as u64,
+            Err(e) => return Err(e),
+        }
+    }
+    super::aligned::keep(buf);
+    Ok(())
+}
+
 /// Opens the same file anew through `/proc/thread-self/fd`, so that flags and position are our own
 /// and those of the caller's description, which others may share, stay as they are. (`/proc/self`
 /// is the first thread's: a thread with a descriptor table of its own would open another file.)
