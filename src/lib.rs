@@ -21,6 +21,7 @@
 //! | give offsets, watch or stop it, choose a backend, spare the page cache | [`TransferOptions`] |
 //! | drive it from an event loop, put it aside and go on | [`Transfer`], by [`TransferOptions::start`] |
 //! | pass both directions between two sockets, as a proxy does | [`relay()`], [`relay::Relay`] |
+//! | send one source to many destinations | [`fan_out()`], [`fan_out::FanOut`] |
 //! | know beforehand what would be done, and why | [`Probe`] |
 //! | bring a mechanism of your own | [`ZeroCopyTransfer`], by [`Transfer::with_backend`] |
 //!
@@ -82,11 +83,12 @@ mod driver;
 mod drop_behind;
 mod error;
 mod facts;
+pub mod fan_out;
 mod holes;
 mod options;
 mod pace;
 mod policy;
-mod probe;
+pub mod probe;
 pub mod relay;
 mod sys;
 #[cfg(feature = "tokio")]
@@ -95,6 +97,7 @@ mod transfer;
 
 pub use backend::{Backend, Endpoint, Fault, Side, Step, Unfit, ZeroCopyTransfer};
 pub use error::{Error, ErrorKind, Result};
+pub use fan_out::fan_out;
 pub use options::{Progress, TransferOptions};
 pub use policy::{Cache, Consistency, Reflink};
 pub use probe::Probe;

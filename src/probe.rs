@@ -1,8 +1,12 @@
 //! Facts of two descriptors, a verdict for each backend, and the order in which they are tried.
 
+mod canary;
+
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+
+pub use canary::{Canary, Pages, canary};
 
 use crate::backend::{Backend, Endpoint, Facts, Kind, Side, Unfit};
 use crate::error::{Error, Result};
@@ -292,7 +296,7 @@ fn order(src: &Facts, dst: &Facts) -> [Backend; Backend::ALL.len()] {
 }
 
 /// Refuses descriptors that no backend can serve, and offsets where there are none.
-fn check(side: Side, facts: &Facts, offset: Option<u64>) -> Result<()> {
+pub(crate) fn check(side: Side, facts: &Facts, offset: Option<u64>) -> Result<()> {
     let kind = facts.kind();
     let refuse = |kind, text: String| Err(Error::input(side, kind, text));
     if kind.is_refused() {

@@ -287,7 +287,9 @@ pub(crate) fn run(
             0,
         ));
     }
-    let mut driver = Driver::start(plan, src, dst, len)?;
+    // A transfer, and not a bare driver: should the watcher unwind, it rewinds the source.
+    let mut transfer = Transfer::start(plan, src, dst, len)?;
+    let driver = &mut transfer.driver;
     loop {
         match driver.advance(src, dst)? {
             Status::Moved(_) => {

@@ -364,6 +364,17 @@ fn unfit_or_fault(call: Call, side: Option<Side>, error: io::Error) -> Result<St
     }
 }
 
+/// The side that an error of one call between a socket and something else speaks of: a connection
+/// that fails is the socket's, whichever side that is.
+fn side_of(src: &Endpoint<'_>, dst: &Endpoint<'_>, error: &io::Error) -> Option<Side> {
+    let side = match (src.kind().is_socket(), dst.kind().is_socket()) {
+        (true, false) => Side::Source,
+        (false, true) => Side::Destination,
+        _ => return None,
+    };
+    errno::is_of_connection(error).then_some(side)
+}
+
 /// The side that an error of a call with two descriptors speaks of, where it tells.
 fn blame(error: &io::Error) -> Option<Side> {
     errno::is_destinations(error).then_some(Side::Destination)

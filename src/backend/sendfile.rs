@@ -90,7 +90,7 @@ impl ZeroCopyTransfer for Sendfile {
                 Ok(super::moved_or_ended(n))
             }
             Err(e) if errno::would_block(&e) => Ok(Step::Blocked(super::blocked_side(src)?)),
-            Err(e) => super::unfit_or_fault(Call::Sendfile, None, e),
+            Err(e) => super::unfit_or_fault(Call::Sendfile, super::side_of(src, dst, &e), e),
         }
     }
 }

@@ -100,7 +100,7 @@ impl Splice {
         match call::splice(src.fd(), from, dst.fd(), to, limit.min(FAIR)) {
             Ok(n) => Ok(super::moved_or_ended(n)),
             Err(e) if errno::would_block(&e) => Ok(Step::Blocked(super::blocked_side(src)?)),
-            Err(e) => super::unfit_or_fault(Call::Splice, None, e),
+            Err(e) => super::unfit_or_fault(Call::Splice, super::side_of(src, dst, &e), e),
         }
     }
 
@@ -195,8 +195,8 @@ impl ZeroCopyTransfer for Splice {
         let start = into.len();
         into.resize(start + self.held, 0);
         self.held = 0;
-        let taken = pipe.take(&mut into[start..]);
-        into.truncate(start + *taken.as_ref().unwrap_or(&0));
-        taken.map(drop)
+        let (taken, result) = pipe.take(&mut into[start..]);
+        into.truncate(start + taken);
+        result
     }
 }

@@ -157,6 +157,11 @@ pub(crate) fn splice(
     })
 }
 
+/// tee(2): duplicates what a pipe holds into another, which must not wait for room.
+pub(crate) fn tee(src: BorrowedFd<'_>, dst: BorrowedFd<'_>, count: usize) -> io::Result<usize> {
+    retry(|| fcntl::tee(src, dst, count, SpliceFFlags::SPLICE_F_NONBLOCK))
+}
+
 /// copy_file_range(2), at most 1 GiB at once: glibc 2.41 and 2.42 cut a larger result to 32 bits.
 pub(crate) fn copy_file_range(
     src: BorrowedFd<'_>,
@@ -463,6 +468,22 @@ pub(crate) fn poll(
         nix::poll::poll(&mut fds, timeout)
     })
     .map(|ready| ready > 0)
+}
+
+/// poll(2) on several descriptors, each for writing (`true`) or reading, until one is ready.
+pub(crate) fn poll_any(sides: &[(BorrowedFd<'_>, bool)]) -> io::Result<()> {
+    let of = |writable| {
+        if writable {
+            PollFlags::POLLOUT
+        } else {
+            PollFlags::POLLIN
+        }
+    };
+    let mut fds: Vec<_> = sides
+        .iter()
+        .map(|(fd, writable)| PollFd::new(*fd, of(*writable)))
+        .collect();
+    retry(|| nix::poll::poll(&mut fds, PollTimeout::NONE)).map(drop)
 }
 
 /// Whether the descriptor is ready right now.

@@ -71,6 +71,24 @@ pub(crate) fn is_destinations(error: &io::Error) -> bool {
     )
 }
 
+/// Whether a connection gave this error: of a socket and a pipe or a file, it speaks of the socket.
+pub(crate) fn is_of_connection(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc::ECONNRESET
+                | libc::ECONNABORTED
+                | libc::ECONNREFUSED
+                | libc::ENOTCONN
+                | libc::ETIMEDOUT
+                | libc::EHOSTUNREACH
+                | libc::ENETUNREACH
+                | libc::ENETDOWN
+                | libc::ENETRESET
+        )
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -62,17 +62,18 @@ impl PrivatePipe {
         self.write_end.as_fd()
     }
 
-    /// Reads exactly `buf.len()` bytes, which the caller knows to be in the pipe. Should the pipe
-    /// hold fewer after all, the count tells.
-    pub(crate) fn take(&self, buf: &mut [u8]) -> io::Result<usize> {
+    /// Reads `buf.len()` bytes, which the caller knows to be in the pipe: how many came, and why no
+    /// more did.
+    pub(crate) fn take(&self, buf: &mut [u8]) -> (usize, io::Result<()>) {
         let mut taken = 0;
         while taken < buf.len() {
-            match read(self.read_end(), &mut buf[taken..])? {
-                0 => break,
-                n => taken += n,
+            match read(self.read_end(), &mut buf[taken..]) {
+                Ok(0) => return (taken, Err(io::ErrorKind::UnexpectedEof.into())),
+                Ok(n) => taken += n,
+                Err(e) => return (taken, Err(e)),
             }
         }
-        Ok(taken)
+        (taken, Ok(()))
     }
 }
 

@@ -1,0 +1,588 @@
+//! One source to many destinations.
+//!
+//! What is taken from the source goes into a private pipe; tee(2) duplicates it into a pipe for
+//! each destination, which shares the pages, and splice(2) delivers. A destination that is slow
+//! has its share copied into memory, up to a bound, so that the others go on; one that fails is
+//! named with its exact count and what it did not get, and the others go on. Where tee(2) or
+//! splice(2) cannot serve, a buffer that all destinations share does, by read(2) and write(2).
+//!
+//! A destination in blocking mode holds up the others while a call on it waits: make them
+//! non-blocking where that matters. As with every use of splice(2) from a file, what was delivered
+//! to a socket or a pipe is the file's own page until the reader has taken it.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use crate::backend::{Backend, Facts, Kind, Side};
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::errno::{self, Call};
+use crate::sys::{PrivatePipe, call, sigpipe};
+use crate::transfer::End;
+
+/// Bytes in one round, and the size of each pipe.
+const ROUND: usize = 1 << 20;
+/// Bytes in one round by read(2).
+const BUFFER: usize = 256 << 10;
+/// What a slow destination may be behind, by default.
+const BACKLOG: usize = 16 << 20;
+
+/// What is done with a destination that is further behind than its backlog may be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Lag {
+    /// The others wait for it.
+    #[default]
+    Wait,
+    /// It is given up, with an error of [`io::ErrorKind::TimedOut`] that hands back what it did
+    /// not get.
+    GiveUp,
+}
+
+/// How to fan out.
+#[derive(Clone, Debug)]
+pub struct FanOutOptions {
+    backlog: usize,
+    lag: Lag,
+}
+
+impl Default for FanOutOptions {
+    fn default() -> Self {
+        Self {
+            backlog: BACKLOG,
+            lag: Lag::Wait,
+        }
+    }
+}
+
+impl FanOutOptions {
+    /// The defaults: a backlog of 16 MiB for each destination, and then the others wait.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How many bytes may be kept in memory for a slow destination. What sits in its pipe, 1 MiB
+    /// at most, comes on top.
+    pub fn backlog(&mut self, bytes: usize) -> &mut Self {
+        self.backlog = bytes;
+        self
+    }
+
+    /// What is done with one that is further behind.
+    pub fn lag(&mut self, lag: Lag) -> &mut Self {
+        self.lag = lag;
+        self
+    }
+
+    /// Starts a fan-out that moves when it is told to.
+    ///
+    /// # Errors
+    /// Where a descriptor cannot serve; of several destinations, the first such.
+    pub fn start<S: AsFd, D: AsFd>(
+        &self,
+        src: S,
+        dsts: impl IntoIterator<Item = D>,
+        len: u64,
+    ) -> Result<FanOut<S, D>> {
+        let facts = check(src.as_fd(), Side::Source)?;
+        let mut lanes = Vec::new();
+        for dst in dsts {
+            lanes.push(Lane::new(dst)?);
+        }
+        let plain = !facts.kind().is_cached() && !facts.kind().is_stream()
+            || facts.kind() == Kind::CharDevice
+            || facts.is_direct();
+        let (options, trunk) = (self.clone(), None);
+        Ok(FanOut {
+            src,
+            facts,
+            lanes,
+            options,
+            trunk,
+            plain,
+            len,
+            taken: 0,
+            ended: false,
+        })
+    }
+}
+
+/// What a fan-out did.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct FanOutReport {
+    /// Bytes taken from the source.
+    pub taken: u64,
+    /// How it ended; `Stopped` where no destination was left.
+    pub end: End,
+    /// What each destination got, in the order in which they were given.
+    pub branches: Vec<Branch>,
+}
+
+/// One destination's share.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Branch {
+    /// Bytes delivered to it.
+    pub bytes: u64,
+    /// Why it got no more, if it failed: with the bytes that were taken for it and not delivered
+    /// by then. What was taken later is `taken` - `bytes` - those.
+    pub error: Option<Error>,
+}
+
+/// What [`FanOut::advance`] did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FanOutStatus {
+    /// Something moved.
+    Moved,
+    /// Nothing moved. Wait until the source is readable, or one of these destinations writable.
+    Blocked {
+        /// Whether the source is waited for.
+        source: bool,
+        /// The destinations waited for, by their place.
+        destinations: Vec<usize>,
+    },
+    /// All that was taken has been delivered to every destination that is left.
+    Finished(End),
+}
+
+/// A fan-out that can stop wherever the kernel would block, and go on.
+#[derive(Debug)]
+#[must_use = "a fan-out moves nothing until it is advanced"]
+pub struct FanOut<S, D> {
+    src: S,
+    facts: Facts,
+    lanes: Vec<Lane<D>>,
+    options: FanOutOptions,
+    /// Where a round is taken into. Empty between two rounds.
+    trunk: Option<PrivatePipe>,
+    /// By read(2) and a shared buffer, since the source or the pipes do not serve.
+    plain: bool,
+    len: u64,
+    taken: u64,
+    ended: bool,
+}
+
+/// One destination.
+#[derive(Debug)]
+struct Lane<D> {
+    dst: D,
+    pipe: Option<PrivatePipe>,
+    /// Bytes in the pipe. They come after the backlog.
+    held: usize,
+    backlog: VecDeque<Bytes>,
+    /// By write(2), since splice(2) does not serve.
+    plain: bool,
+    delivered: u64,
+    error: Option<Error>,
+    shield: bool,
+}
+
+/// Moves up to `len` bytes from `src` to each of `dsts`; `u64::MAX` means until the source ends.
+///
+/// A destination that fails does not end it: the report names it and has its exact count. Waits
+/// with poll(2) on non-blocking descriptors.
+///
+/// # Errors
+/// Where a descriptor cannot serve, or the source fails: then
+/// [`Error::delivered`] is what was taken from it, all of which was delivered to every destination
+/// that had not failed.
+pub fn fan_out<S: AsFd, D: AsFd>(
+    src: S,
+    dsts: impl IntoIterator<Item = D>,
+    len: u64,
+) -> Result<FanOutReport> {
+    let mut fan = FanOutOptions::new().start(src, dsts, len)?;
+    loop {
+        match fan.advance() {
+            Ok(FanOutStatus::Moved) => {}
+            Ok(FanOutStatus::Blocked {
+                source,
+                destinations,
+            }) => fan.wait(source, &destinations)?,
+            Ok(FanOutStatus::Finished(_)) => return Ok(fan.into_report()),
+            Err(error) => {
+                // What was taken before the source failed still goes where it belongs.
+                fan.len = fan.taken;
+                loop {
+                    match fan.advance()? {
+                        FanOutStatus::Moved => {}
+                        FanOutStatus::Blocked { destinations, .. } => {
+                            fan.wait(false, &destinations)?;
+                        }
+                        FanOutStatus::Finished(_) => return Err(error),
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl<S: AsFd, D: AsFd> FanOut<S, D> {
+    /// Delivers what is held, and takes more once the destinations have room for it.
+    ///
+    /// # Errors
+    /// Those of the source. What had been taken is still on its way: advance again with nothing
+    /// more to take, or look at the report.
+    pub fn advance(&mut self) -> Result<FanOutStatus> {
+        let mut moved = false;
+        let mut waiting = Vec::new();
+        for (place, lane) in self.lanes.iter_mut().enumerate() {
+            match lane.deliver() {
+                Delivered::Some => moved = true,
+                Delivered::Nothing => {}
+                Delivered::Blocked => waiting.push(place),
+            }
+        }
+        if moved {
+            return Ok(FanOutStatus::Moved);
+        }
+        if self.lanes.iter().all(|lane| lane.error.is_some()) {
+            return Ok(FanOutStatus::Finished(End::Stopped));
+        }
+        let end = if self.taken >= self.len {
+            End::Complete
+        } else {
+            End::SourceEnded
+        };
+        if self.ended || self.taken >= self.len {
+            return Ok(match waiting.is_empty() {
+                true => FanOutStatus::Finished(end),
+                false => FanOutStatus::Blocked {
+                    source: false,
+                    destinations: waiting,
+                },
+            });
+        }
+        // The slow ones' shares make room in memory, so that the others go on.
+        for &place in &waiting {
+            let lane = &mut self.lanes[place];
+            if lane.behind() > self.options.backlog {
+                if self.options.lag == Lag::Wait {
+                    return Ok(FanOutStatus::Blocked {
+                        source: false,
+                        destinations: waiting,
+                    });
+                }
+                lane.fail(io::ErrorKind::TimedOut.into());
+            } else {
+                lane.spill_or_fail();
+            }
+        }
+        match self.take()? {
+            Taken::Some => Ok(FanOutStatus::Moved),
+            Taken::Ended => {
+                self.ended = true;
+                self.advance()
+            }
+            Taken::Blocked => Ok(FanOutStatus::Blocked {
+                source: true,
+                destinations: waiting,
+            }),
+        }
+    }
+
+    /// Bytes taken from the source.
+    pub fn taken(&self) -> u64 {
+        self.taken
+    }
+
+    /// Bytes delivered to the destination at a place.
+    pub fn delivered(&self, place: usize) -> Option<u64> {
+        self.lanes.get(place).map(|lane| lane.delivered)
+    }
+
+    /// Sums up: counts, errors, and for those that have not got all, what they have not.
+    pub fn into_report(mut self) -> FanOutReport {
+        for lane in &mut self.lanes {
+            if lane.error.is_none() && lane.behind() > 0 {
+                lane.fail(io::ErrorKind::Interrupted.into());
+            }
+        }
+        let live = self.lanes.iter().any(|lane| lane.error.is_none());
+        let end = match (live, self.taken >= self.len, self.ended) {
+            (true, true, _) => End::Complete,
+            (true, false, true) => End::SourceEnded,
+            _ => End::Stopped,
+        };
+        let branches = self.lanes.into_iter().map(|lane| Branch {
+            bytes: lane.delivered,
+            error: lane.error,
+        });
+        FanOutReport {
+            taken: self.taken,
+            end,
+            branches: branches.collect(),
+        }
+    }
+
+    fn limit(&self, most: usize) -> usize {
+        usize::try_from(self.len - self.taken)
+            .unwrap_or(usize::MAX)
+            .min(most)
+    }
+
+    /// Takes a round from the source and shares it out. Every pipe is empty.
+    fn take(&mut self) -> Result<Taken> {
+        if !self.plain && !self.make_pipes() {
+            self.plain = true;
+        }
+        let Some(trunk) = self.trunk.as_ref().filter(|_| !self.plain) else {
+            return self.take_by_read();
+        };
+        let count = self.limit(trunk.capacity());
+        match call::splice(self.src.as_fd(), None, trunk.write_end(), None, count) {
+            // A first 0 from a file is for read(2) to confirm.
+            Ok(0) if self.taken == 0 && self.facts.kind().is_cached() => {
+                self.plain = true;
+                self.take_by_read()
+            }
+            Ok(0) => Ok(Taken::Ended),
+            Ok(n) => {
+                self.taken += n as u64;
+                self.share(n);
+                Ok(Taken::Some)
+            }
+            Err(e) if errno::would_block(&e) => Ok(Taken::Blocked),
+            Err(e) if errno::is_unfit(Call::Splice, &e) => {
+                self.plain = true;
+                self.take_by_read()
+            }
+            Err(e) => Err(self.source_failed(Backend::Splice, e)),
+        }
+    }
+
+    fn take_by_read(&mut self) -> Result<Taken> {
+        let mut buf = BytesMut::zeroed(self.limit(BUFFER));
+        match call::read(self.src.as_fd(), &mut buf) {
+            Ok(0) => Ok(Taken::Ended),
+            Ok(n) => {
+                self.taken += n as u64;
+                buf.truncate(n);
+                let bytes = buf.freeze();
+                for lane in self.lanes.iter_mut().filter(|lane| lane.error.is_none()) {
+                    lane.backlog.push_back(bytes.clone());
+                }
+                Ok(Taken::Some)
+            }
+            Err(e) if errno::would_block(&e) => Ok(Taken::Blocked),
+            Err(e) => Err(self.source_failed(Backend::ReadWrite, e)),
+        }
+    }
+
+    fn source_failed(&self, backend: Backend, error: io::Error) -> Error {
+        let error = Error::io(ErrorKind::Io, Some(Side::Source), error);
+        error.by(backend).after(self.taken, Bytes::new())
+    }
+
+    /// Gives each destination the `count` bytes in the trunk: the last one by handing it the trunk
+    /// itself, the others by tee(2). What that leaves out is copied.
+    fn share(&mut self, count: usize) {
+        let Some(trunk) = &mut self.trunk else { return };
+        let mut live: Vec<_> = self
+            .lanes
+            .iter_mut()
+            .filter(|lane| lane.error.is_none())
+            .collect();
+        let Some((last, others)) = live.split_last_mut() else {
+            return;
+        };
+        let mut short = false;
+        for lane in others.iter_mut() {
+            let Some(pipe) = &lane.pipe else { continue };
+            let shared = call::tee(trunk.read_end(), pipe.write_end(), count);
+            lane.held = shared.unwrap_or(0);
+            short |= lane.held < count;
+        }
+        if short {
+            let mut bytes = BytesMut::zeroed(count);
+            let (got, result) = trunk.take(&mut bytes);
+            bytes.truncate(got);
+            let bytes = bytes.freeze();
+            last.backlog.push_back(bytes.clone());
+            for lane in others.iter_mut() {
+                let had = lane.held;
+                lane.spill_or_fail();
+                if had < bytes.len() && lane.error.is_none() {
+                    lane.backlog.push_back(bytes.slice(had..));
+                }
+            }
+            if let Err(error) = result {
+                for lane in live.iter_mut().filter(|lane| lane.error.is_none()) {
+                    lane.fail(io::Error::new(error.kind(), error.to_string()));
+                }
+            }
+            return;
+        }
+        if let Some(pipe) = &mut last.pipe {
+            std::mem::swap(trunk, pipe);
+            last.held = count;
+        }
+        for lane in live {
+            // Behind a backlog, the pipe's bytes have to wait their turn.
+            if lane.plain || !lane.backlog.is_empty() {
+                lane.spill_or_fail();
+            }
+        }
+    }
+
+    /// Whether there are pipes for all, of one size, so that what fits one fits each.
+    fn make_pipes(&mut self) -> bool {
+        let size = self.trunk.as_ref().map_or(ROUND, PrivatePipe::capacity);
+        for lane in self.lanes.iter_mut().filter(|lane| lane.error.is_none()) {
+            if lane.pipe.is_none() {
+                lane.pipe = PrivatePipe::new(size).ok();
+            }
+            if lane
+                .pipe
+                .as_ref()
+                .is_none_or(|pipe| pipe.capacity() < size.min(ROUND))
+            {
+                return false;
+            }
+        }
+        if self.trunk.is_none() {
+            self.trunk = PrivatePipe::new(ROUND).ok();
+        }
+        self.trunk.is_some()
+    }
+
+    /// Waits until one of the sides is ready.
+    fn wait(&mut self, source: bool, destinations: &[usize]) -> Result<()> {
+        let mut sides = Vec::with_capacity(1 + destinations.len());
+        if source {
+            sides.push((self.src.as_fd(), false));
+        }
+        let dsts = destinations
+            .iter()
+            .filter_map(|&place| self.lanes.get(place));
+        sides.extend(dsts.map(|lane| (lane.dst.as_fd(), true)));
+        call::poll_any(&sides).map_err(|e| Error::io(ErrorKind::Io, None, e))
+    }
+}
+
+enum Taken {
+    Some,
+    Ended,
+    Blocked,
+}
+
+enum Delivered {
+    Some,
+    Nothing,
+    Blocked,
+}
+
+impl<D: AsFd> Lane<D> {
+    fn new(dst: D) -> Result<Self> {
+        let facts = check(dst.as_fd(), Side::Destination)?;
+        let kind = facts.kind();
+        let plain = matches!(kind, Kind::CharDevice | Kind::Generated)
+            || facts.is_append()
+            || facts.is_direct();
+        let shield = (kind == Kind::Pipe || kind.is_socket()) && !sigpipe::is_ignored();
+        Ok(Self {
+            dst,
+            pipe: None,
+            held: 0,
+            backlog: VecDeque::new(),
+            plain,
+            delivered: 0,
+            error: None,
+            shield,
+        })
+    }
+
+    /// Bytes taken for it and not delivered.
+    fn behind(&self) -> usize {
+        self.held + self.backlog.iter().map(Bytes::len).sum::<usize>()
+    }
+
+    /// Delivers once.
+    fn deliver(&mut self) -> Delivered {
+        if self.error.is_some() || self.behind() == 0 {
+            return Delivered::Nothing;
+        }
+        let result = if self.shield {
+            sigpipe::shielded(|| self.write())
+        } else {
+            self.write()
+        };
+        match result {
+            Ok(0) => self.fail(io::ErrorKind::WriteZero.into()),
+            Ok(n) => {
+                self.delivered += n as u64;
+                return Delivered::Some;
+            }
+            Err(e) if errno::would_block(&e) => return Delivered::Blocked,
+            Err(e) => self.fail(e),
+        }
+        Delivered::Some
+    }
+
+    fn write(&mut self) -> io::Result<usize> {
+        let dst = self.dst.as_fd();
+        if let (Some(pipe), true, false) = (&self.pipe, self.backlog.is_empty(), self.plain) {
+            match call::splice(pipe.read_end(), None, dst, None, self.held) {
+                Err(e) if errno::is_unfit(Call::Splice, &e) => self.plain = true,
+                other => return other.inspect(|n| self.held -= (*n).min(self.held)),
+            }
+        }
+        if self.backlog.is_empty() {
+            self.spill()?;
+        }
+        let Some(first) = self.backlog.front_mut() else {
+            return Ok(0);
+        };
+        let written = call::write(self.dst.as_fd(), first)?;
+        first.advance(written);
+        if first.is_empty() {
+            self.backlog.pop_front();
+        }
+        Ok(written)
+    }
+
+    /// Copies what the pipe holds into memory.
+    fn spill(&mut self) -> io::Result<()> {
+        let held = std::mem::take(&mut self.held);
+        let Some(pipe) = self.pipe.as_ref().filter(|_| held > 0) else {
+            return Ok(());
+        };
+        let mut bytes = BytesMut::zeroed(held);
+        let (got, result) = pipe.take(&mut bytes);
+        bytes.truncate(got);
+        self.backlog.push_back(bytes.freeze());
+        result
+    }
+
+    fn spill_or_fail(&mut self) {
+        if let Err(error) = self.spill() {
+            self.fail(error);
+        }
+    }
+
+    /// Ends this destination, with what was taken for it and not delivered.
+    fn fail(&mut self, error: io::Error) {
+        // Should the pipe not give its bytes back, those that came are handed back all the same.
+        let _ = self.spill();
+        self.pipe = None;
+        let mut undelivered = BytesMut::with_capacity(self.behind());
+        for bytes in self.backlog.drain(..) {
+            undelivered.extend_from_slice(&bytes);
+        }
+        let backend = if self.plain {
+            Backend::ReadWrite
+        } else {
+            Backend::Splice
+        };
+        let error = Error::io(ErrorKind::Io, Some(Side::Destination), error).by(backend);
+        self.error = Some(error.after(self.delivered, undelivered.freeze()));
+    }
+}
+
+fn check(fd: BorrowedFd<'_>, side: Side) -> Result<Facts> {
+    let facts = Facts::of(fd).map_err(|e| Error::io(ErrorKind::Io, Some(side), e))?;
+    crate::probe::check(side, &facts, None)?;
+    Ok(facts)
+}
