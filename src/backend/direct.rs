@@ -175,7 +175,12 @@ impl Direct {
             let want = limit.min(BUFFER);
             let end = (skip + want).next_multiple_of(align).min(room);
             let into = &mut bytes[align..align + end];
-            let read = call::pread(sides.src.direct(src), into, at - skip as u64)?;
+            let block = at - skip as u64;
+            let mut read = call::pread(sides.src.direct(src), into, block)?;
+            if (1..=skip).contains(&read) {
+                // Short of where it is to begin: the end, if it stays so.
+                read = call::pread(sides.src.direct(src), into, block)?;
+            }
             let read = read.saturating_sub(skip).min(want);
             src.seek_by(read as i64)?;
             (skip, read)

@@ -78,7 +78,9 @@ impl Splice {
             Some(pool) => pool.borrow(wanted),
             None => PrivatePipe::new(wanted).map(Some),
         };
-        let pipe = pipe.map_err(|e| super::unfit_or_fault(Call::SetUp, None, e))?;
+        // Whatever the reason: no pipe is no fault of either side.
+        let refused = |e: io::Error| Unfit::Refused(e.raw_os_error().unwrap_or(0));
+        let pipe = pipe.map_err(|e| Ok(Step::Unfit(refused(e))))?;
         pipe.filter(|pipe| !self.choosy || !stream || pipe.capacity() >= WORTHWHILE.min(limit))
             .ok_or(Ok(Step::Unfit(Unfit::SmallPipe)))
     }

@@ -9,7 +9,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 
+use nix::fcntl::OFlag;
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::unistd::pipe2;
 
 use crate::backend::{Backend, Endpoint, Facts, Kind, Step};
 
@@ -73,8 +75,11 @@ pub fn canary() -> io::Result<Canary> {
     let file = File::from(memfd_create("zcio-canary", MFdFlags::MFD_CLOEXEC)?);
     let mut seen = Vec::new();
     for backend in [Backend::Sendfile, Backend::Splice] {
-        let pipe = io::pipe()
-            .and_then(|(mut reader, writer)| look(&file, writer.as_fd(), &mut reader, backend));
+        let pipe = pipe2(OFlag::O_CLOEXEC)
+            .map_err(io::Error::from)
+            .and_then(|(reader, writer)| {
+                look(&file, writer.as_fd(), &mut File::from(reader), backend)
+            });
         let unix = UnixStream::pair()
             .and_then(|(near, mut far)| look(&file, near.as_fd(), &mut far, backend));
         let tcp =

@@ -346,7 +346,7 @@ def plural(n, what):
 def table(results, allow_missing, logs, count, *names):
     """Prints the table. Exit status 1 if something failed or could not be run."""
     suites, kernels = list(names[: int(count)]), list(names[int(count):])
-    facts = {k: {"cells": {}, "planned": [], "stopped": "", "missing": "", "release": "", "tmp": "?",
+    facts = {k: {"cells": {}, "planned": [], "begun": set(), "stopped": "", "missing": "", "release": "", "tmp": "?",
                  "wall": 0.0, "boot": "", "done": False} for k in kernels}
     notes, rules, failures = {}, {}, []
     passed = failed = skipped = 0
@@ -368,6 +368,8 @@ def table(results, allow_missing, logs, count, *names):
             suite = text.split()[0] if text else ""
             if word == "BOOT":
                 fact["boot"] = suite
+            elif word == "START":
+                fact["begun"].add(suite)
             elif word == "DONE":
                 fact["done"] = True
             elif word == "STOPPED":
@@ -387,9 +389,8 @@ def table(results, allow_missing, logs, count, *names):
                     fact["cells"][suite] = ("skipped", "skipped: no tests in it")
                     continue
                 if n.get("results"):
-                    more = [f"{n[k]} {w}" for k, w in (("ignored", "ignored"), ("filtered", "left out"), ("noted", "skipped inside")) if n.get(k)]
-                    # A test that says that it skipped counts as passed with libtest, not here.
-                    cell = f"ran ({', '.join([str(n['passed'] - n.get('noted', 0)) + ' passed', *more])})"
+                    more = [f"{n[k]} {w}" for k, w in (("ignored", "ignored"), ("filtered", "left out"), ("noted", "SKIPPED inside")) if n.get(k)]
+                    cell = f"ran ({', '.join([str(n['passed']) + ' passed', *more])})"
                 else:
                     cell = "ran (exit 0)"
                 fact["cells"][suite] = ("passed", cell)
@@ -415,7 +416,7 @@ def table(results, allow_missing, logs, count, *names):
             fact["stopped"] = "powered off before its end"
         for suite in fact["planned"]:
             if suite not in fact["cells"]:
-                fact["cells"][suite] = ("failed", "FAILED (not run to its end)")
+                fact["cells"][suite] = ("failed", "FAILED (did not end)" if suite in fact["begun"] else "FAILED (not reached)")
         if fact["stopped"]:
             bad_kernels.append(name)
 
