@@ -22,6 +22,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::holes::{Holes, Next};
 use crate::pace::{Limits, Pace};
 use crate::policy::Cache;
+use crate::prealloc::Prealloc;
 use crate::probe::{Probe, Wishes};
 use crate::sys::errno::{self, Call};
 use crate::sys::{call, sigpipe};
@@ -58,6 +59,7 @@ pub(crate) struct Driver {
     syscalls: u64,
     shield: bool,
     holes: Option<Holes>,
+    prealloc: Option<Prealloc>,
     drop_behind: Option<DropBehind>,
     same_file: Option<SameFile>,
     pace: Option<Pace>,
@@ -126,6 +128,7 @@ impl Driver {
         let (from, to) = (driver.src.endpoint(src, 0), driver.dst.endpoint(dst, 0));
         if driver.same_file.is_none() {
             driver.holes = Holes::new(&from, &to);
+            driver.prealloc = Prealloc::new(&from, &to);
         }
         driver.syscalls = call::made() - before;
         Ok(driver)
@@ -191,6 +194,7 @@ impl Driver {
             syscalls: 0,
             shield: raises && !sigpipe::is_ignored(),
             holes: None,
+            prealloc: None,
             drop_behind: None,
             same_file,
             pace: None,
@@ -315,10 +319,17 @@ impl Driver {
                 Ok(limit) => limit,
                 Err(skipped) => return Ok(self.moved(skipped, src, dst)),
             };
+            if let Err(error) = self.allocate(src, dst) {
+                return Err(self.fail(Fault::new(Side::Destination, error), src));
+            }
             match self.step(limit, src, dst) {
                 Ok(Step::Moved(bytes)) => {
+                    let count = bytes.get() as u64;
                     if let Some(holes) = &mut self.holes {
-                        holes.moved(bytes.get() as u64);
+                        holes.moved(count);
+                    }
+                    if let Some(prealloc) = &mut self.prealloc {
+                        prealloc.moved(count);
                     }
                     return Ok(self.moved(bytes, src, dst));
                 }
@@ -333,6 +344,36 @@ impl Driver {
                     None => return Err(self.fail(fault, src)),
                 },
             }
+        }
+    }
+
+    /// Has blocks ready for what comes next. An error says that there is no room for it.
+    fn allocate(&mut self, src: BorrowedFd<'_>, dst: BorrowedFd<'_>) -> io::Result<()> {
+        let fit = self.in_flight() == 0 && Prealloc::suits(self.backend());
+        let Some(prealloc) = self.prealloc.as_mut().filter(|_| fit) else {
+            return Ok(());
+        };
+        let len = match self.len {
+            u64::MAX => u64::MAX,
+            len => len.saturating_sub(self.delivered),
+        };
+        let data = self.holes.as_ref().map_or(u64::MAX, Holes::data);
+        let from = self.src.endpoint(src, self.delivered);
+        let to = self.dst.endpoint(dst, self.delivered);
+        prealloc.allocate(&from, &to, len.min(data))
+    }
+
+    /// Leaves nothing behind: what is in flight goes back where it can, and blocks that were
+    /// allocated and not used are given back.
+    pub(crate) fn close(&mut self, src: BorrowedFd<'_>, dst: BorrowedFd<'_>) {
+        // Nobody is left to tell; from a stream, the bytes go with the transfer.
+        let _ = self.reclaim(src);
+        self.free_blocks(dst);
+    }
+
+    fn free_blocks(&mut self, dst: BorrowedFd<'_>) {
+        if let Some(prealloc) = &mut self.prealloc {
+            prealloc.give_back(&self.dst.endpoint(dst, self.delivered));
         }
     }
 
@@ -448,6 +489,7 @@ impl Driver {
 
     fn finish(&mut self, end: End, src: BorrowedFd<'_>, dst: BorrowedFd<'_>) -> Status {
         self.end = end;
+        self.free_blocks(dst);
         self.tend_cache(0, true, src, dst);
         Status::Finished(end)
     }

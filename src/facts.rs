@@ -236,6 +236,11 @@ impl Facts {
         self.kind == Kind::File && matches!(self.filesystem, EXT | XFS | BTRFS | TMPFS)
     }
 
+    /// Whether allocating blocks ahead of writing is measured to pay on this filesystem.
+    pub(crate) fn allocates_ahead(&self) -> bool {
+        self.kind == Kind::File && self.filesystem == EXT
+    }
+
     /// Whether both lead to the same file.
     pub(crate) fn is_same_file(&self, other: &Facts) -> bool {
         (self.device, self.inode) == (other.device, other.inode) && self.kind == other.kind

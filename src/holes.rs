@@ -76,6 +76,11 @@ impl Holes {
         Ok(Next::Data(self.data))
     }
 
+    /// Bytes of data known to come before the next hole.
+    pub(crate) fn data(&self) -> u64 {
+        self.data
+    }
+
     /// Takes note of bytes moved as data.
     pub(crate) fn moved(&mut self, bytes: u64) {
         self.data = self.data.saturating_sub(bytes);

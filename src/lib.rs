@@ -88,6 +88,7 @@ mod holes;
 mod options;
 mod pace;
 mod policy;
+mod prealloc;
 pub mod probe;
 pub mod relay;
 mod sys;

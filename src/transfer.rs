@@ -238,22 +238,21 @@ impl<S: AsFd, D: AsFd> Transfer<S, D> {
     /// Gives both ends back. A seekable source is rewound to the first byte that was not
     /// delivered.
     pub fn into_parts(mut self) -> (S, D) {
-        self.rewind();
+        self.close();
         self.pair.take().expect(WHOLE)
     }
 
-    fn rewind(&mut self) {
-        if self.pair.is_some() && self.driver.in_flight() > 0 {
-            let (src, _) = fds(&self.pair);
-            // Nobody is left to tell; from a stream, the bytes go with the transfer.
-            let _ = self.driver.reclaim(src);
+    fn close(&mut self) {
+        if self.pair.is_some() {
+            let (src, dst) = fds(&self.pair);
+            self.driver.close(src, dst);
         }
     }
 }
 
 impl<S: AsFd, D: AsFd> Drop for Transfer<S, D> {
     fn drop(&mut self) {
-        self.rewind();
+        self.close();
     }
 }
 

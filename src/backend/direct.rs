@@ -173,9 +173,11 @@ impl Direct {
             let at = offset.map_or_else(|| src.position(), Ok)?;
             let skip = (at % align as u64) as usize;
             let want = limit.min(BUFFER);
-            let end = (skip + want).next_multiple_of(align).min(room);
-            let into = &mut bytes[align..align + end];
             let block = at - skip as u64;
+            // Nothing lies beyond the largest offset, and a call that reaches there is refused.
+            let most = usize::try_from(i64::MAX as u64 - block).unwrap_or(usize::MAX);
+            let end = (skip + want).next_multiple_of(align).min(room).min(most);
+            let into = &mut bytes[align..align + end];
             let mut read = call::pread(sides.src.direct(src), into, block)?;
             if (1..=skip).contains(&read) {
                 // Short of where it is to begin: the end, if it stays so.

@@ -2,7 +2,10 @@
 //!
 //! The file is mapped a window at a time, and the window's address is handed to write(2); this
 //! process never touches the mapped pages, so that a file truncated by someone else makes a call
-//! fail (EFAULT) instead of raising SIGBUS. What was delivered is a copy: later writes to the
+//! fail (EFAULT) instead of raising SIGBUS. The page in which the file now ends reads as zeros
+//! behind that end, so the size is asked for again before a window is used once more and after each
+//! write; only a cut during the very call that delivers the last byte asked for goes unseen. What
+//! was delivered is a copy: later writes to the
 //! file do not show through, which makes this the cheapest way to a socket under
 //! [`Consistency::Snapshot`](crate::Consistency::Snapshot). Setting up and tearing down a mapping
 //! costs more than a copy of some 16 KiB.
@@ -23,8 +26,10 @@ const WINDOW: u64 = 8 << 20;
 #[derive(Debug, Default)]
 pub struct Mmap {
     window: Option<Window>,
-    /// The largest size that the file was seen to have.
+    /// The size that the file was seen to have, and that a window may have been mapped by.
     promised: u64,
+    /// The last write went beyond the file's end as it then was.
+    cut: bool,
 }
 
 #[derive(Debug)]
@@ -66,15 +71,18 @@ impl Mmap {
     /// Maps the window that holds `at`, unless it is mapped already. `Some` is the step's outcome
     /// where that is not possible.
     fn map(&mut self, src: &Endpoint<'_>, at: u64, limit: u64) -> Result<Option<Step>, Fault> {
-        if self
-            .window
-            .as_ref()
-            .is_some_and(|w| w.start <= at && at < w.end())
-        {
+        let window = self.window.as_ref();
+        let end = window.filter(|w| w.start <= at).map_or(0, Window::end);
+        if end > at && !is_cut(src, end)? {
             return Ok(None);
         }
         self.window = None;
+        let promised = self.promised;
         let size = self.size(src, at)?;
+        if end > at {
+            // What is left of it goes; that more was promised is said behind it.
+            self.promised = promised;
+        }
         let len = WINDOW.min(limit).min(size.saturating_sub(at));
         let Some(len) = usize::try_from(len).ok().filter(|len| *len > 0) else {
             return Ok(Some(Step::Ended));
@@ -87,6 +95,15 @@ impl Mmap {
             Err(e) => super::unfit_or_fault(Call::SetUp, Some(Side::Source), e).map(Some),
         }
     }
+}
+
+/// Whether the file ends before `end`.
+fn is_cut(src: &Endpoint<'_>, end: u64) -> Result<bool, Fault> {
+    if src.kind() == super::Kind::BlockDevice {
+        return Ok(false);
+    }
+    let stat = call::fstat(src.fd()).map_err(|e| Fault::new(Side::Source, e))?;
+    Ok(stat.st_size.unsigned_abs() < end)
 }
 
 fn truncated() -> Fault {
@@ -122,6 +139,9 @@ impl ZeroCopyTransfer for Mmap {
         dst: &mut Endpoint<'_>,
         limit: NonZeroUsize,
     ) -> Result<Step, Fault> {
+        if std::mem::take(&mut self.cut) {
+            return Err(truncated());
+        }
         let at = src.position().map_err(|e| Fault::new(Side::Source, e))?;
         if let Some(outcome) = self.map(src, at, limit.get() as u64)? {
             return Ok(outcome);
@@ -139,6 +159,8 @@ impl ZeroCopyTransfer for Mmap {
                 if start + n >= window.mapping.len() {
                     self.window = None;
                 }
+                // Delivered is delivered and counts; the next step says what has happened.
+                self.cut = matches!(is_cut(src, at + n as u64), Ok(true));
                 // The bytes are delivered and count, whatever lseek(2) says; it has just answered for
                 // this very descriptor.
                 let _ = src.seek_by(n as i64);

@@ -90,7 +90,19 @@ impl ZeroCopyTransfer for Sendfile {
                 Ok(super::moved_or_ended(n))
             }
             Err(e) if errno::would_block(&e) => Ok(Step::Blocked(super::blocked_side(src)?)),
+            // Beyond the largest offset that the filesystem knows, there is nothing to send.
+            Err(e) if e.raw_os_error() == Some(libc::EOVERFLOW) && is_at_end(src) => {
+                Ok(Step::Ended)
+            }
             Err(e) => super::unfit_or_fault(Call::Sendfile, super::side_of(src, dst, &e), e),
         }
+    }
+}
+
+/// Whether the file ends where the source stands, or before.
+fn is_at_end(src: &Endpoint<'_>) -> bool {
+    match (src.position(), call::fstat(src.fd())) {
+        (Ok(at), Ok(stat)) => src.kind() == Kind::File && stat.st_size.unsigned_abs() <= at,
+        _ => false,
     }
 }

@@ -324,6 +324,12 @@ pub(crate) fn punch_hole(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Resul
     retry(|| fcntl::fallocate(fd, mode, offset, len))
 }
 
+/// fallocate(2): blocks for a range, the file's size as it is.
+pub(crate) fn allocate(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()> {
+    let (offset, len) = (loff(offset)?, loff(len)?);
+    retry(|| fcntl::fallocate(fd, FallocateFlags::FALLOC_FL_KEEP_SIZE, offset, len))
+}
+
 pub(crate) fn ftruncate(fd: BorrowedFd<'_>, len: u64) -> io::Result<()> {
     let len = loff(len)?;
     retry(|| unistd::ftruncate(fd, len))
@@ -465,7 +471,11 @@ pub(crate) fn poll(
             let left = left.as_nanos().div_ceil(1_000_000);
             PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
         });
-        nix::poll::poll(&mut fds, timeout)
+        // For want of memory, POSIX allows EAGAIN: "try again", and not "not ready".
+        nix::poll::poll(&mut fds, timeout).map_err(|errno| match errno {
+            Errno::EAGAIN => Errno::EINTR,
+            other => other,
+        })
     })
     .map(|ready| ready > 0)
 }

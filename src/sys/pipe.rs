@@ -63,15 +63,23 @@ impl PrivatePipe {
     }
 
     /// Reads `buf.len()` bytes, which the caller knows to be in the pipe: how many came, and why no
-    /// more did.
+    /// more did. What is in here is in nobody else's hands, so one failure is not the last word.
     pub(crate) fn take(&self, buf: &mut [u8]) -> (usize, io::Result<()>) {
-        let mut taken = 0;
+        let (mut taken, mut failed) = (0, false);
         while taken < buf.len() {
-            match read(self.read_end(), &mut buf[taken..]) {
-                Ok(0) => return (taken, Err(io::ErrorKind::UnexpectedEof.into())),
-                Ok(n) => taken += n,
-                Err(e) => return (taken, Err(e)),
+            let error = match read(self.read_end(), &mut buf[taken..]) {
+                Ok(0) => io::ErrorKind::UnexpectedEof.into(),
+                Ok(n) => {
+                    taken += n;
+                    failed = false;
+                    continue;
+                }
+                Err(e) => e,
+            };
+            if failed {
+                return (taken, Err(error));
             }
+            failed = true;
         }
         (taken, Ok(()))
     }
