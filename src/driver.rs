@@ -63,11 +63,12 @@ pub(crate) struct Driver {
     drop_behind: Option<DropBehind>,
     same_file: Option<SameFile>,
     pace: Option<Pace>,
-    fair: bool,
+    /// The most that moves at once, of bytes that take time to move.
+    most: u64,
 }
 
 /// A fair piece, in bytes.
-const FAIR: u64 = 2 << 20;
+pub(crate) const FAIR: u64 = 2 << 20;
 
 /// One side: what is known of it, and the explicit offset that it started from.
 #[derive(Debug)]
@@ -103,8 +104,21 @@ impl Driver {
         len: u64,
     ) -> Result<Self> {
         let before = call::made();
+        let probe = Probe::with(src, dst, &plan.wishes)?;
+        let mut driver = Self::probed(plan, &probe, src, dst, len)?;
+        driver.syscalls = call::made() - before;
+        Ok(driver)
+    }
+
+    /// Starts on a pair that has been probed with the plan's wishes.
+    pub(crate) fn probed(
+        plan: &Plan,
+        probe: &Probe,
+        src: BorrowedFd<'_>,
+        dst: BorrowedFd<'_>,
+        len: u64,
+    ) -> Result<Self> {
         let wishes = &plan.wishes;
-        let probe = Probe::with(src, dst, wishes)?;
         let mut next: Vec<Backend> = probe.candidates().collect();
         if next.is_empty() {
             let unfit = probe.verdict(probe.best()).err().unwrap_or(Unfit::Denied);
@@ -118,7 +132,7 @@ impl Driver {
             forced,
             next.contains(&Backend::ReadWrite),
         );
-        let mut driver = Self::new(src, dst, len, &probe, backend, wishes)?;
+        let mut driver = Self::new(src, dst, len, probe, backend, wishes)?;
         driver.next = next;
         driver.forced = forced;
         driver.chunk = plan.chunk;
@@ -130,7 +144,6 @@ impl Driver {
             driver.holes = Holes::new(&from, &to);
             driver.prealloc = Prealloc::new(&from, &to);
         }
-        driver.syscalls = call::made() - before;
         Ok(driver)
     }
 
@@ -198,7 +211,7 @@ impl Driver {
             drop_behind: None,
             same_file,
             pace: None,
-            fair: false,
+            most: u64::MAX,
         })
     }
 
@@ -213,18 +226,14 @@ impl Driver {
     }
 
     /// Moves no more than a fair piece at once from now on, since others wait for the thread.
-    #[cfg(feature = "tokio")]
     pub(crate) fn be_fair(&mut self) {
-        self.fair = true;
+        self.most = FAIR;
     }
 
-    /// Whether a range of the source is in the page cache, so that reading it waits for no device.
+    /// Moves no more than this at once from now on.
     #[cfg(feature = "tokio")]
-    pub(crate) fn is_warm(&self, src: BorrowedFd<'_>, offset: u64, len: u64) -> bool {
-        // What lies beyond the end is not missing.
-        let size = call::fstat(src).map_or(0, |stat| stat.st_size.unsigned_abs());
-        let len = len.min(size.saturating_sub(offset));
-        len == 0 || call::is_cached(src, offset, len)
+    pub(crate) fn at_most(&mut self, bytes: u64) {
+        self.most = bytes.max(1);
     }
 
     /// The range of the source's file that the next piece comes from, where it can be said: offset
@@ -250,6 +259,14 @@ impl Driver {
 
     pub(crate) fn extend(&mut self, len: u64) {
         self.len = self.len.saturating_add(len);
+    }
+
+    pub(crate) fn src_facts(&self) -> &Facts {
+        &self.src.facts
+    }
+
+    pub(crate) fn dst_facts(&self) -> &Facts {
+        &self.dst.facts
     }
 
     pub(crate) fn delivered(&self) -> u64 {
@@ -338,7 +355,10 @@ impl Driver {
                     return Ok(self.finish(End::SourceEnded, src, dst));
                 }
                 Ok(Step::Ended) => self.give_way(Unfit::FalseEnd, src)?,
-                Ok(Step::Unfit(unfit)) => self.give_way(unfit, src)?,
+                Ok(Step::Unfit(unfit)) => match self.reason_to_fail(unfit) {
+                    Some(fault) => return Err(self.fail(fault, src)),
+                    None => self.give_way(unfit, src)?,
+                },
                 Err(fault) => match self.reason_to_give_way(&fault) {
                     Some(unfit) => self.give_way(unfit, src)?,
                     None => return Err(self.fail(fault, src)),
@@ -408,8 +428,8 @@ impl Driver {
             }
         }
         // Sharing extents takes no time, however many.
-        if self.fair && self.backend() != Backend::Reflink {
-            limit = limit.min(FAIR);
+        if self.backend() != Backend::Reflink {
+            limit = limit.min(self.most);
         }
         if let Some(grain) = self.pace.as_ref().and_then(Pace::grain) {
             limit = limit.min(grain);
@@ -476,9 +496,10 @@ impl Driver {
         self.delivered += count;
         self.proven = true;
         let backend = self.backend();
-        match self.shares.last_mut() {
-            Some((last, share)) if *last == backend => *share += count,
-            _ => self.shares.push((backend, count)),
+        // Each once, however often a relay's engine goes from one to the other and back.
+        match self.shares.iter_mut().find(|(other, _)| *other == backend) {
+            Some((_, share)) => *share += count,
+            None => self.shares.push((backend, count)),
         }
         if let Some(pace) = &mut self.pace {
             pace.passed(count);
@@ -528,6 +549,17 @@ impl Driver {
         let unfit = may && errno::is_unfit(Call::Splice, &fault.error);
         let number = fault.error.raw_os_error()?;
         unfit.then_some(Unfit::Refused(number))
+    }
+
+    /// Whether "unfit" is a fault after all: what has served until now fits, and where nothing is
+    /// left to give way to, the kernel's number is the error.
+    fn reason_to_fail(&self, unfit: Unfit) -> Option<Fault> {
+        let Unfit::Refused(number) = unfit else {
+            return None;
+        };
+        let error = io::Error::from_raw_os_error(number);
+        let side = errno::is_destinations(&error).then_some(Side::Destination);
+        (self.proven && self.next.is_empty()).then_some(Fault { side, error })
     }
 
     /// Goes on with the next backend, from where this one stopped.
@@ -600,15 +632,22 @@ impl Driver {
             .after(self.delivered, undelivered)
     }
 
-    /// Whose EIO it was, where the call did not tell: the source's, if reading it fails as well.
+    /// Whose failure it was, where a call with two descriptors did not tell. A file that cannot be
+    /// read where the next byte is has failed; one that can has not, and a pipe never does.
     fn find_side(&self, error: &io::Error, src: BorrowedFd<'_>) -> Option<Side> {
-        if error.raw_os_error() != Some(libc::EIO) || !self.src.facts.kind().is_cached() {
+        if !errno::is_of_storage(error) && !errno::is_of_connection(error) {
             return None;
         }
-        let at = self.src.endpoint(src, self.delivered).position().ok()?;
-        call::pread(src, &mut [0], at)
-            .is_err()
-            .then_some(Side::Source)
+        match (self.src.facts.kind(), self.dst.facts.kind()) {
+            (kind, _) if kind.is_cached() && !self.src.facts.is_direct() => {
+                let at = self.src.endpoint(src, self.delivered).position();
+                let read = at.and_then(|at| call::pread(src, &mut [0], at));
+                Some(read.map_or(Side::Source, |_| Side::Destination))
+            }
+            (Kind::Pipe, _) => Some(Side::Destination),
+            (_, Kind::Pipe) => Some(Side::Source),
+            _ => None,
+        }
     }
 
     /// Waits until a side is ready, as long as it takes.

@@ -22,6 +22,8 @@
 //! | drive it from an event loop, put it aside and go on | [`Transfer`], by [`TransferOptions::start`] |
 //! | pass both directions between two sockets, as a proxy does | [`relay()`], [`relay::Relay`] |
 //! | send one source to many destinations | [`fan_out()`], [`fan_out::FanOut`] |
+//! | send a header, a range of a file and a trailer as one | [`Message`], [`message::Sending`] |
+//! | have a sealed memfd as [`Bytes`](bytes::Bytes) | [`map_file()`] |
 //! | know beforehand what would be done, and why | [`Probe`] |
 //! | bring a mechanism of your own | [`ZeroCopyTransfer`], by [`Transfer::with_backend`] |
 //!
@@ -85,6 +87,8 @@ mod error;
 mod facts;
 pub mod fan_out;
 mod holes;
+mod map_file;
+pub mod message;
 mod options;
 mod pace;
 mod policy;
@@ -99,6 +103,8 @@ mod transfer;
 pub use backend::{Backend, Endpoint, Fault, Side, Step, Unfit, ZeroCopyTransfer};
 pub use error::{Error, ErrorKind, Result};
 pub use fan_out::fan_out;
+pub use map_file::{map_file, map_file_unchecked};
+pub use message::Message;
 pub use options::{Progress, TransferOptions};
 pub use policy::{Cache, Consistency, Reflink};
 pub use probe::Probe;

@@ -180,13 +180,17 @@ impl Probe {
     }
 
     pub(crate) fn with(src: BorrowedFd<'_>, dst: BorrowedFd<'_>, wishes: &Wishes) -> Result<Self> {
-        let look = |fd, side| {
-            Facts::of(fd).map_err(|e| Error::io(crate::error::ErrorKind::Io, Some(side), e))
-        };
-        let mut src_facts = look(src, Side::Source)?;
-        check(Side::Source, &src_facts, wishes.src_offset)?;
-        let mut dst_facts = look(dst, Side::Destination)?;
-        check(Side::Destination, &dst_facts, wishes.dst_offset)?;
+        let src_facts = look(src, Side::Source, wishes.src_offset)?;
+        let dst_facts = look(dst, Side::Destination, wishes.dst_offset)?;
+        Ok(Self::of((src, src_facts), (dst, dst_facts), wishes))
+    }
+
+    /// Of a pair that has been looked at.
+    pub(crate) fn of(
+        (src, mut src_facts): (BorrowedFd<'_>, Facts),
+        (dst, mut dst_facts): (BorrowedFd<'_>, Facts),
+        wishes: &Wishes,
+    ) -> Self {
         let direct = wishes.cache == Cache::Bypass
             || wishes.only == Some(Direct)
             || src_facts.is_direct()
@@ -208,13 +212,13 @@ impl Probe {
         });
         let order = order(&src_facts, &dst_facts);
         let wanted = wishes.wanted().unwrap_or(ReadWrite);
-        Ok(Self {
+        Self {
             src: src_facts,
             dst: dst_facts,
             order,
             verdicts,
             wanted,
-        })
+        }
     }
 
     /// The backend that a transfer starts with. Where the options leave none that serves, the one
@@ -293,6 +297,14 @@ fn order(src: &Facts, dst: &Facts) -> [Backend; Backend::ALL.len()] {
         .iter()
         .find(|(from, to, _)| from.contains(&src.kind()) && to.contains(&dst.kind()));
     row.map_or(REMOTE, |(_, _, order)| *order)
+}
+
+/// Looks at one side, and refuses what no backend can serve.
+pub(crate) fn look(fd: BorrowedFd<'_>, side: Side, offset: Option<u64>) -> Result<Facts> {
+    let facts = Facts::of(fd);
+    let facts = facts.map_err(|e| Error::io(crate::error::ErrorKind::Io, Some(side), e))?;
+    check(side, &facts, offset)?;
+    Ok(facts)
 }
 
 /// Refuses descriptors that no backend can serve, and offsets where there are none.

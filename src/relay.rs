@@ -8,29 +8,27 @@
 //! [`relay()`] is the blocking call. [`Relay`] is the state machine for an event loop, and what
 //! the tokio form stands on.
 
+mod blocking;
 mod engine;
+mod pump;
 
 use std::error;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::num::NonZeroU64;
+use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use nix::sys::socket::Shutdown;
 
-use crate::backend::{Facts, Side};
-use crate::driver::Driver;
-use crate::error::{Error, ErrorKind, Result};
+use crate::backend::{Backend, Side};
+use crate::error::{Error, Result};
 use crate::pace::Limits;
-use crate::sys::{PipePool, call};
-use crate::transfer::{End, Status};
+use crate::sys::PipePool;
+use crate::transfer::Status;
 
-use engine::Engine;
+pub(crate) use pump::{Pulse, Pump};
 
 /// What is done when one peer has said all that it will (its FIN).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -38,7 +36,8 @@ pub enum HalfClose {
     /// The other peer is told by shutdown(2) once it has got everything, and may go on talking.
     #[default]
     PassOn,
-    /// What is under way is still delivered, then both connections are shut down.
+    /// Nothing more is taken from the other peer either. What was taken from it is still delivered,
+    /// and then both have been told.
     CloseBoth,
 }
 
@@ -67,6 +66,8 @@ pub enum RelayEnd {
     Closed,
     /// Nothing moved either way for as long as the idle limit allows.
     Idle,
+    /// It was broken off: by its owner, or by the failure that the error tells of.
+    Stopped,
 }
 
 /// What went through one direction.
@@ -75,10 +76,19 @@ pub enum RelayEnd {
 pub struct Flow {
     /// Bytes delivered.
     pub bytes: u64,
-    /// Bytes taken and not delivered: empty unless the relay was broken off.
+    /// Bytes taken and not delivered: empty unless the relay was broken off or failed.
     pub undelivered: Bytes,
     /// System calls made.
     pub syscalls: u64,
+    shares: Vec<(Backend, u64)>,
+}
+
+impl Flow {
+    /// How many bytes went by splice(2) and how many by read(2) and write(2), in the order in which
+    /// they came to move any.
+    pub fn shares(&self) -> &[(Backend, u64)] {
+        &self.shares
+    }
 }
 
 /// What a relay did.
@@ -101,7 +111,7 @@ pub struct RelayError {
 
 impl RelayError {
     pub(crate) fn at_start(error: Error) -> Self {
-        let (a_to_b, b_to_a, end) = (Flow::default(), Flow::default(), RelayEnd::Closed);
+        let (a_to_b, b_to_a, end) = (Flow::default(), Flow::default(), RelayEnd::Stopped);
         let report = RelayReport {
             a_to_b,
             b_to_a,
@@ -117,12 +127,12 @@ impl RelayError {
         self.inner.0
     }
 
-    /// What went wrong in that direction. Its bytes in flight are here.
+    /// What went wrong in that direction.
     pub fn error(&self) -> &Error {
         &self.inner.1
     }
 
-    /// What both directions had moved.
+    /// What both directions had moved, and what each had taken and not delivered.
     pub fn report(&self) -> &RelayReport {
         &self.inner.2
     }
@@ -195,22 +205,16 @@ impl RelayOptions {
         self
     }
 
-    /// Ends the relay when nothing has moved either way for so long.
+    /// Ends the relay when nothing has moved either way for so long. Bytes move when the kernel takes
+    /// them: a peer that reads more slowly than a socket buffer in that time is idle. Waiting for
+    /// the rate is not.
     pub fn idle(&mut self, limit: Duration) -> &mut Self {
         self.idle = Some(limit);
         self
     }
 
-    pub(crate) fn closes_both(&self) -> bool {
-        self.half_close == HalfClose::CloseBoth
-    }
-
-    pub(crate) fn idle_limit(&self) -> Option<Duration> {
-        self.idle
-    }
-
     /// At most so many bytes per second in each direction.
-    pub fn rate(&mut self, bytes_per_second: std::num::NonZeroU64) -> &mut Self {
+    pub fn rate(&mut self, bytes_per_second: NonZeroU64) -> &mut Self {
         self.limits.rate = Some(bytes_per_second);
         self
     }
@@ -226,18 +230,8 @@ impl RelayOptions {
     /// # Errors
     /// Where a side is not a stream socket.
     pub fn start<A: AsFd, B: AsFd>(&self, a: A, b: B) -> Result<Relay<A, B>> {
-        let pool = pool();
-        let pump = |src: BorrowedFd<'_>, dst: BorrowedFd<'_>| {
-            require_stream(Side::Source, src)?;
-            let engine = Box::new(Engine::new(Arc::clone(&pool)));
-            let mut driver = Driver::with_backend(src, dst, u64::MAX, engine)?;
-            driver.set_limits(self.limits);
-            Ok(Pump {
-                driver,
-                state: State::Flowing,
-                moved: None,
-            })
-        };
+        let (pool, pulse) = (pool(), Arc::new(Pulse::new()));
+        let pump = |src, dst| Pump::new(src, dst, self.limits, &pool, &pulse);
         let (a_fd, b_fd) = (a.as_fd(), b.as_fd());
         let (a_to_b, b_to_a) = (pump(a_fd, b_fd)?, pump(b_fd, a_fd)?);
         let options = self.clone();
@@ -247,8 +241,16 @@ impl RelayOptions {
             a_to_b,
             b_to_a,
             options,
-            started: Instant::now(),
+            pulse,
         })
+    }
+
+    pub(crate) fn closes_both(&self) -> bool {
+        self.half_close == HalfClose::CloseBoth
+    }
+
+    pub(crate) fn idle_limit(&self) -> Option<Duration> {
+        self.idle
     }
 
     /// Relays until both directions have ended.
@@ -261,7 +263,7 @@ impl RelayOptions {
         b: B,
     ) -> std::result::Result<RelayReport, RelayError> {
         match self.start(a.as_fd(), b.as_fd()) {
-            Ok(mut relay) => blocking(&mut relay),
+            Ok(mut relay) => blocking::run(&mut relay),
             Err(error) => Err(RelayError::at_start(error)),
         }
     }
@@ -270,19 +272,24 @@ impl RelayOptions {
 /// Relays both directions between two stream sockets until both have ended.
 ///
 /// A FIN is passed on by shutdown(2) after everything before it has been delivered. Works on
-/// blocking and non-blocking sockets; on two threads, since a blocking socket that is written to
-/// would hold up the other direction.
+/// blocking and non-blocking sockets, by a thread for each direction, since a blocking socket that
+/// is written to would hold up the other one. A socket's own `SO_RCVTIMEO` is not heeded.
+///
+/// Where it ends for another reason than that both directions did (the idle limit, the deadline, a
+/// failure), both sockets have been shut down.
 ///
 /// # Errors
-/// The first failure of either direction, with the exact counts of both. Both sockets are then
-/// shut down.
+/// The first failure of either direction, with the exact counts of both.
 pub fn relay<A: AsFd, B: AsFd>(a: A, b: B) -> std::result::Result<RelayReport, RelayError> {
     RelayOptions::new().relay(a, b)
 }
 
 /// A relay that can stop wherever the kernel would block, and go on.
 ///
-/// [`advance`](Self::advance) never waits on non-blocking sockets; it says what to wait for.
+/// [`advance`](Self::advance) never waits on non-blocking sockets; it says what to wait for. Bytes in
+/// flight stay inside: to know what they are before letting go of it, [`into_report`].
+///
+/// [`into_report`]: Self::into_report
 #[derive(Debug)]
 #[must_use = "a relay moves nothing until it is advanced"]
 pub struct Relay<A, B> {
@@ -291,14 +298,14 @@ pub struct Relay<A, B> {
     pub(crate) a_to_b: Pump,
     pub(crate) b_to_a: Pump,
     pub(crate) options: RelayOptions,
-    started: Instant,
+    pub(crate) pulse: Arc<Pulse>,
 }
 
 impl<A: AsFd, B: AsFd> Relay<A, B> {
-    /// Moves at most one piece each way.
+    /// Moves at most one piece each way, of 1 MiB at most.
     ///
     /// # Errors
-    /// The failure of one direction, with the exact counts of both.
+    /// The failure of one direction, with the exact counts of both. The relay is over then.
     pub fn advance(&mut self) -> std::result::Result<RelayStatus, RelayError> {
         let (a, b) = (self.a.as_fd(), self.b.as_fd());
         let there = match self.a_to_b.advance(a, b) {
@@ -312,141 +319,84 @@ impl<A: AsFd, B: AsFd> Relay<A, B> {
             Ok(status) => status,
             Err(error) => return Err(self.failed(Direction::BToA, error)),
         };
-        if self.options.closes_both() && self.b_to_a.is_done() {
-            self.a_to_b.stop();
+        if self.options.closes_both() && self.b_to_a.is_done() && self.a_to_b.stop() {
+            // What it waited for does not matter any more.
+            return self.advance();
         }
-        let (mut on_a, mut on_b) = (Wait::default(), Wait::default());
         match (there, back) {
-            (Status::Finished(_), Status::Finished(_)) => return Ok(RelayStatus::Finished),
-            (Status::Moved(_), _) | (_, Status::Moved(_)) => return Ok(RelayStatus::Moved),
-            _ => {}
+            (Status::Finished(_), Status::Finished(_)) => Ok(RelayStatus::Finished),
+            (Status::Moved(_), _) | (_, Status::Moved(_)) => Ok(RelayStatus::Moved),
+            _ => Ok(RelayStatus::Blocked {
+                a: Wait {
+                    readable: there == Status::Blocked(Side::Source),
+                    writable: back == Status::Blocked(Side::Destination),
+                },
+                b: Wait {
+                    readable: back == Status::Blocked(Side::Source),
+                    writable: there == Status::Blocked(Side::Destination),
+                },
+            }),
         }
-        on_a.readable = there == Status::Blocked(Side::Source);
-        on_b.writable = there == Status::Blocked(Side::Destination);
-        on_b.readable = back == Status::Blocked(Side::Source);
-        on_a.writable = back == Status::Blocked(Side::Destination);
-        Ok(RelayStatus::Blocked { a: on_a, b: on_b })
     }
 
     /// How long it may stay idle from now on, if there is a limit; zero when that is used up. The
-    /// event loop waits no longer, and then closes the sockets.
+    /// event loop waits no longer, and then lets go of the relay and closes the sockets.
     pub fn idle_left(&self) -> Option<Duration> {
-        let last = self
-            .a_to_b
-            .moved
-            .max(self.b_to_a.moved)
-            .unwrap_or(self.started);
-        self.options
-            .idle
-            .map(|limit| limit.saturating_sub(last.elapsed()))
+        let limit = self.options.idle?;
+        Some(limit.saturating_sub(self.pulse.quiet()))
     }
 
-    /// When to advance again, where the rate is what holds it up.
+    /// When to advance again, where the rate is what holds it up: what `Blocked` names for that
+    /// direction is no event to wait for.
     pub fn resume_at(&self) -> Option<Instant> {
-        let there = self.a_to_b.driver.resume_at();
-        let back = self.b_to_a.driver.resume_at();
+        let there = self.a_to_b.driver().resume_at();
+        let back = self.b_to_a.driver().resume_at();
         there.into_iter().chain(back).min()
     }
 
     /// Bytes in flight, both ways.
     pub fn in_flight(&self) -> u64 {
-        self.a_to_b.driver.in_flight() + self.b_to_a.driver.in_flight()
+        self.a_to_b.driver().in_flight() + self.b_to_a.driver().in_flight()
+    }
+
+    /// The first socket.
+    pub fn a(&self) -> &A {
+        &self.a
+    }
+
+    /// The second socket.
+    pub fn b(&self) -> &B {
+        &self.b
     }
 
     /// Breaks the relay off, or sums it up when it has ended: counts, and what was taken and not
     /// delivered.
     pub fn into_report(mut self) -> RelayReport {
-        self.report()
-    }
-
-    pub(crate) fn report(&mut self) -> RelayReport {
-        let idle = !(self.a_to_b.is_done() && self.b_to_a.is_done());
-        let end = if idle {
+        let idle = self.idle_left() == Some(Duration::ZERO);
+        self.report(if idle {
             RelayEnd::Idle
         } else {
-            RelayEnd::Closed
-        };
-        let a_to_b = self.a_to_b.flow(self.a.as_fd());
-        let b_to_a = self.b_to_a.flow(self.b.as_fd());
+            RelayEnd::Stopped
+        })
+    }
+
+    /// `unless_closed`: how it ended, unless both directions came to their end.
+    pub(crate) fn report(&mut self, unless_closed: RelayEnd) -> RelayReport {
+        let closed = self.a_to_b.is_done() && self.b_to_a.is_done();
         RelayReport {
-            a_to_b,
-            b_to_a,
-            end,
+            a_to_b: self.a_to_b.flow(self.a.as_fd()),
+            b_to_a: self.b_to_a.flow(self.b.as_fd()),
+            end: if closed {
+                RelayEnd::Closed
+            } else {
+                unless_closed
+            },
         }
     }
 
     pub(crate) fn failed(&mut self, direction: Direction, error: Error) -> RelayError {
         RelayError {
-            inner: Box::new((direction, error, self.report())),
-        }
-    }
-}
-
-/// One direction.
-#[derive(Debug)]
-pub(crate) struct Pump {
-    driver: Driver,
-    state: State,
-    moved: Option<Instant>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    Flowing,
-    /// Only what is in flight is still delivered.
-    Stopping,
-    /// Delivered to the end, and the destination told.
-    Done,
-}
-
-impl Pump {
-    /// Moves one piece; at the end, tells the destination.
-    pub(crate) fn advance(&mut self, src: BorrowedFd<'_>, dst: BorrowedFd<'_>) -> Result<Status> {
-        if self.state == State::Done {
-            return Ok(Status::Finished(End::SourceEnded));
-        }
-        let status = self.driver.advance(src, dst)?;
-        match status {
-            Status::Moved(_) => self.moved = Some(Instant::now()),
-            Status::Blocked(_) => {}
-            Status::Finished(_) => {
-                call::shutdown(dst, Shutdown::Write).map_err(|e| {
-                    Error::io(ErrorKind::Io, Some(Side::Destination), e)
-                        .after(self.driver.delivered(), Bytes::new())
-                })?;
-                self.state = State::Done;
-            }
-        }
-        Ok(status)
-    }
-
-    /// Takes nothing more from the source.
-    pub(crate) fn stop(&mut self) {
-        if self.state == State::Flowing {
-            self.state = State::Stopping;
-            self.driver.take_no_more();
-        }
-    }
-
-    pub(crate) fn is_done(&self) -> bool {
-        self.state == State::Done
-    }
-
-    #[cfg(feature = "tokio")]
-    pub(crate) fn driver(&mut self) -> &mut Driver {
-        &mut self.driver
-    }
-
-    fn flow(&mut self, src: BorrowedFd<'_>) -> Flow {
-        let undelivered = match self.driver.reclaim(src) {
-            Ok(bytes) => bytes,
-            Err(error) => error.into_undelivered(),
-        };
-        let bytes = self.driver.delivered();
-        Flow {
-            bytes,
-            undelivered,
-            syscalls: self.driver.report().syscalls(),
+            inner: Box::new((direction, error, self.report(RelayEnd::Stopped))),
         }
     }
 }
@@ -470,115 +420,4 @@ fn pool() -> Arc<PipePool> {
 /// Pipes that the relays of this process hold now, lent or kept.
 pub fn pipes() -> usize {
     pool().count()
-}
-
-fn require_stream(side: Side, fd: BorrowedFd<'_>) -> Result<()> {
-    let facts = Facts::of(fd).map_err(|e| Error::io(ErrorKind::Io, Some(side), e))?;
-    let kind = facts.kind();
-    if kind.is_socket() && !kind.is_refused() {
-        return Ok(());
-    }
-    let text = format!("it is {kind}, and a relay works between stream sockets");
-    Err(Error::input(side, io::ErrorKind::InvalidInput, text))
-}
-
-/// The blocking form: a thread for each direction, and this one to watch the clock.
-fn blocking<A: AsFd, B: AsFd>(
-    relay: &mut Relay<A, B>,
-) -> std::result::Result<RelayReport, RelayError> {
-    let started = Instant::now();
-    let last = AtomicU64::new(0);
-    let (idle, close_both) = (
-        relay.options.idle_limit(),
-        relay.options.half_close == HalfClose::CloseBoth,
-    );
-    let (a, b) = (relay.a.as_fd(), relay.b.as_fd());
-    let (there, back) = (&mut relay.a_to_b, &mut relay.b_to_a);
-    let (tell, told) = mpsc::channel();
-    let mut failed = None;
-    let mut gave_up = false;
-    thread::scope(|scope| {
-        for (direction, pump, src, dst) in [
-            (Direction::AToB, there, a, b),
-            (Direction::BToA, back, b, a),
-        ] {
-            let (tell, last) = (tell.clone(), &last);
-            scope.spawn(move || {
-                let result = pump.run(src, dst, started, last);
-                // The watcher outlives both threads.
-                let _ = tell.send((direction, result));
-            });
-        }
-        let end_all = || {
-            // A call that is blocked on either comes back.
-            let _ = call::shutdown(a, Shutdown::Both);
-            let _ = call::shutdown(b, Shutdown::Both);
-        };
-        let mut running = 2;
-        while running > 0 {
-            let quiet = || {
-                let since = Duration::from_millis(last.load(Ordering::Relaxed));
-                started.elapsed().saturating_sub(since)
-            };
-            let wait = match idle {
-                Some(limit) if !gave_up => limit.saturating_sub(quiet()),
-                // Long enough to stand for ever.
-                _ => Duration::from_secs(3600),
-            };
-            match told.recv_timeout(wait) {
-                Ok((direction, Ok(()))) => {
-                    running -= 1;
-                    if close_both && running > 0 {
-                        // The other direction sees its source end, after what is queued.
-                        let other = if direction == Direction::AToB { b } else { a };
-                        let _ = call::shutdown(other, Shutdown::Read);
-                    }
-                }
-                Ok((direction, Err(error))) => {
-                    running -= 1;
-                    if failed.is_none() && !gave_up {
-                        failed = Some((direction, error));
-                        end_all();
-                    }
-                }
-                Err(RecvTimeoutError::Timeout) => {
-                    if idle.is_some_and(|limit| quiet() >= limit) && !gave_up {
-                        gave_up = true;
-                        end_all();
-                    }
-                }
-                Err(RecvTimeoutError::Disconnected) => break,
-            }
-        }
-    });
-    if let Some((direction, error)) = failed {
-        return Err(relay.failed(direction, error));
-    }
-    let mut report = relay.report();
-    if gave_up {
-        report.end = RelayEnd::Idle;
-    }
-    Ok(report)
-}
-
-impl Pump {
-    /// Advances to the end, waiting where it has to.
-    fn run(
-        &mut self,
-        src: BorrowedFd<'_>,
-        dst: BorrowedFd<'_>,
-        started: Instant,
-        last: &AtomicU64,
-    ) -> Result<()> {
-        loop {
-            match self.advance(src, dst)? {
-                Status::Moved(_) => {
-                    let now = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-                    last.store(now, Ordering::Relaxed);
-                }
-                Status::Blocked(side) => self.driver.wait(side, src, dst)?,
-                Status::Finished(_) => return Ok(()),
-            }
-        }
-    }
 }

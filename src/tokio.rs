@@ -8,27 +8,29 @@
 //! on the reactor's thread, a piece at a time; where the disk has to keep up with that, run the
 //! blocking [`transfer`](crate::transfer()) under `spawn_blocking` instead.
 
-use std::future::{Future, poll_fn};
+mod relay;
+
+use std::future::Future;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::Poll;
-use std::time::Instant;
+use std::time::Duration;
 
 use ::tokio::io::Interest;
 use ::tokio::io::unix::AsyncFd;
 use ::tokio::net::unix::pipe;
 use ::tokio::net::{TcpStream, UnixStream, tcp, unix};
-use ::tokio::time::{Sleep, sleep_until, timeout_at};
+use ::tokio::time::{sleep, sleep_until, timeout_at};
 
 use crate::backend::{Fault, Side};
-use crate::driver::Driver;
+use crate::driver::{Driver, FAIR};
 use crate::error::Result;
+use crate::message::{Message, Sending};
 use crate::options::TransferOptions;
-use crate::relay::{Direction, Pump, Relay, RelayEnd, RelayError, RelayOptions, RelayReport};
 use crate::sys::call;
 use crate::transfer::{Report, Status, Transfer};
+
+pub use relay::{drive_relay, relay, relay_with};
 
 /// A descriptor whose readiness can be awaited; a file, which is always ready.
 ///
@@ -47,6 +49,15 @@ pub trait Readiness {
 
     /// Waits until the descriptor may be ready.
     fn ready(&self, side: Side) -> impl Future<Output = io::Result<()>>;
+
+    /// Waits until a socket's error queue may hold something; where that cannot be awaited, for a
+    /// millisecond.
+    fn errored(&self) -> impl Future<Output = io::Result<()>> {
+        async {
+            sleep(Duration::from_millis(1)).await;
+            Ok(())
+        }
+    }
 }
 
 fn interest(side: Side) -> Interest {
@@ -76,6 +87,15 @@ macro_rules! readiness_of_streams {
             async fn ready(&self, side: Side) -> io::Result<()> {
                 let $this = self;
                 $inner.ready(interest(side)).await.map(drop)
+            }
+
+            async fn errored(&self) -> io::Result<()> {
+                let $this = self;
+                $inner.ready(Interest::ERROR).await?;
+                // Forgotten at once: what comes after this is told anew.
+                let forget = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+                let _ = $inner.try_io(Interest::ERROR, forget);
+                Ok(())
             }
         }
     )*};
@@ -172,6 +192,10 @@ impl<T: Readiness + ?Sized> Readiness for &T {
     fn ready(&self, side: Side) -> impl Future<Output = io::Result<()>> {
         (**self).ready(side)
     }
+
+    fn errored(&self) -> impl Future<Output = io::Result<()>> {
+        (**self).errored()
+    }
 }
 
 /// A descriptor lent to a transfer: what makes a stream's half, which is no
@@ -196,6 +220,10 @@ impl<T: Readiness + ?Sized> Readiness for Lent<'_, T> {
 
     fn ready(&self, side: Side) -> impl Future<Output = io::Result<()>> {
         self.0.ready(side)
+    }
+
+    fn errored(&self) -> impl Future<Output = io::Result<()>> {
+        self.0.errored()
     }
 }
 
@@ -237,9 +265,9 @@ where
     D: AsFd + Readiness,
 {
     let (driver, src, dst) = transfer.apart();
-    driver.be_fair();
+    let mut stride = Stride::default();
     loop {
-        match next(driver, src, dst).await? {
+        match next(driver, src, dst, &mut stride).await? {
             Status::Finished(_) => return Ok(driver.report()),
             Status::Moved(_) | Status::Blocked(_) => {}
         }
@@ -262,18 +290,20 @@ impl Advance for Driver {
     }
 }
 
-impl Advance for Pump {
-    fn driver(&mut self) -> &mut Driver {
-        Pump::driver(self)
-    }
-
-    fn advance(&mut self, src: BorrowedFd<'_>, dst: BorrowedFd<'_>) -> Result<Status> {
-        Pump::advance(self, src, dst)
-    }
+/// What is remembered from one piece to the next.
+#[derive(Debug, Default)]
+struct Stride {
+    /// Bytes moved since everything else on this thread had its turn.
+    passed: u64,
+    /// The part of the source's file that was found, or brought, in the page cache.
+    warm: Range<u64>,
 }
 
+/// What a piece counts at least towards a turn: a call costs time however little it moves.
+const LEAST: u64 = 64 << 10;
+
 /// Moves one piece, or waits until one may be moved.
-async fn next<M, S, D>(mover: &mut M, src: &S, dst: &D) -> Result<Status>
+async fn next<M, S, D>(mover: &mut M, src: &S, dst: &D, stride: &mut Stride) -> Result<Status>
 where
     M: Advance,
     S: Readiness + ?Sized,
@@ -286,11 +316,16 @@ where
             .map_or(until, |deadline| deadline.min(until));
         sleep_until(until.into()).await;
     }
-    warm_up(mover.driver(), src).await?;
+    warm_up(mover.driver(), src, stride).await?;
     let status = attempt(mover, src, dst)?;
     match status {
-        // Everything else on this thread has its turn between two pieces.
-        Status::Moved(_) => ::tokio::task::yield_now().await,
+        Status::Moved(bytes) => {
+            stride.passed += LEAST.max(bytes.get() as u64);
+            if stride.passed >= FAIR {
+                stride.passed = 0;
+                ::tokio::task::yield_now().await;
+            }
+        }
         Status::Blocked(_) if mover.driver().resume_at().is_some() => {}
         Status::Blocked(side) => {
             let ready = async {
@@ -320,6 +355,10 @@ where
     D: Readiness + ?Sized,
 {
     let would_block = || io::Error::from(io::ErrorKind::WouldBlock);
+    if mover.driver().remaining() == 0 {
+        // What is left to do needs neither.
+        return mover.advance(src.fd(), dst.fd());
+    }
     let mut outcome = None;
     // What `try_io` answers is our own answer to it, or that it did not run: `outcome` tells.
     let _ = dst.try_io(Side::Destination, &mut || {
@@ -352,159 +391,103 @@ where
     outcome.unwrap_or(Ok(Status::Blocked(Side::Destination)))
 }
 
-/// Brings what the next piece needs into the page cache, on the blocking pool, if it is not there.
-async fn warm_up<S: Readiness + ?Sized>(driver: &mut Driver, src: &S) -> Result<()> {
-    let Some((offset, len)) = driver.next_range(src.fd()) else {
-        return Ok(());
-    };
-    let fetched = async {
-        let file = src.fd().try_clone_to_owned()?;
-        ::tokio::task::spawn_blocking(move || {
-            // A read that fails here fails in the transfer too, which reports it.
-            let _ = call::fetch(file.as_fd(), offset, len);
-        })
-        .await
-        .map_err(io::Error::other)
-    };
-    if !driver.is_warm(src.fd(), offset, len) {
-        fetched
-            .await
-            .map_err(|e| driver.fail(Fault::new(Side::Source, e), src.fd()))?;
-    }
-    Ok(())
-}
-
-/// Relays both directions between two stream sockets: [`relay`](crate::relay()), awaiting.
-///
-/// Dropping the future breaks the relay off; to know what was in flight, [`drive_relay`] one.
-///
-/// # Errors
-/// As [`relay`](crate::relay()).
-pub async fn relay<A: Readiness, B: Readiness>(
-    a: &A,
-    b: &B,
-) -> std::result::Result<RelayReport, RelayError> {
-    relay_with(&RelayOptions::new(), a, b).await
-}
-
-/// As [`relay`], with options.
-///
-/// # Errors
-/// As [`relay`](crate::relay()).
-pub async fn relay_with<A: Readiness, B: Readiness>(
-    options: &RelayOptions,
-    a: &A,
-    b: &B,
-) -> std::result::Result<RelayReport, RelayError> {
-    match options.start(Lent(a), Lent(b)) {
-        Ok(mut relay) => drive_relay(&mut relay).await,
-        Err(error) => Err(RelayError::at_start(error)),
-    }
-}
-
-/// Advances a relay to its end. Dropping the future leaves it whole.
-///
-/// # Errors
-/// As [`relay`](crate::relay()).
-pub async fn drive_relay<A, B>(
-    relay: &mut Relay<A, B>,
-) -> std::result::Result<RelayReport, RelayError>
+/// Brings what the next piece needs into the page cache, on the blocking pool, if it is not there,
+/// and limits the piece to that.
+async fn warm_up<S>(driver: &mut Driver, src: &S, stride: &mut Stride) -> Result<()>
 where
-    A: AsFd + Readiness,
-    B: AsFd + Readiness,
+    S: Readiness + ?Sized,
 {
-    let idle = relay.options.idle_limit();
-    let close_both = relay.options.closes_both();
-    let (stop_there, stop_back) = (AtomicBool::new(false), AtomicBool::new(false));
-    let moved = AtomicBool::new(false);
-    let outcome = {
-        let (a, b) = (&relay.a, &relay.b);
-        let there = pump(&mut relay.a_to_b, a, b, &stop_there, &moved);
-        let back = pump(&mut relay.b_to_a, b, a, &stop_back, &moved);
-        let (mut there, mut back) = (pin!(there), pin!(back));
-        let (mut there_done, mut back_done) = (false, false);
-        let mut timer: Option<Pin<Box<Sleep>>> =
-            idle.map(|limit| Box::pin(sleep_until((Instant::now() + limit).into())));
-        poll_fn(|cx| {
-            loop {
-                let before = (there_done, back_done);
-                if !there_done {
-                    if let Poll::Ready(result) = there.as_mut().poll(cx) {
-                        there_done = true;
-                        if let Err(error) = result {
-                            return Poll::Ready(Err((Direction::AToB, error)));
-                        }
-                    }
-                }
-                if !back_done {
-                    if let Poll::Ready(result) = back.as_mut().poll(cx) {
-                        back_done = true;
-                        if let Err(error) = result {
-                            return Poll::Ready(Err((Direction::BToA, error)));
-                        }
-                    }
-                }
-                if there_done && back_done {
-                    return Poll::Ready(Ok(RelayEnd::Closed));
-                }
-                if before == (there_done, back_done) || !close_both {
-                    break;
-                }
-                // One has just ended, and the other is to take no more.
-                stop_there.store(back_done, Ordering::Relaxed);
-                stop_back.store(there_done, Ordering::Relaxed);
-            }
-            let (Some(timer), Some(limit)) = (&mut timer, idle) else {
-                return Poll::Pending;
-            };
-            if moved.swap(false, Ordering::Relaxed) {
-                timer.as_mut().reset((Instant::now() + limit).into());
-            }
-            timer.as_mut().poll(cx).map(|()| Ok(RelayEnd::Idle))
-        })
-        .await
-    };
-    match outcome {
-        Ok(end) => {
-            let mut report = relay.report();
-            report.end = end;
-            Ok(report)
+    let mut most = FAIR;
+    if let Some((offset, len)) = driver.next_range(src.fd()) {
+        if !stride.warm.contains(&offset) {
+            let fetched = fetch_cold(src.fd(), offset, len).await;
+            let end = fetched.map_err(|e| driver.fail(Fault::new(Side::Source, e), src.fd()))?;
+            stride.warm = offset..end;
         }
-        Err((direction, error)) => Err(relay.failed(direction, error)),
+        most = most.min(stride.warm.end - offset);
     }
+    driver.at_most(most);
+    Ok(())
 }
 
-/// Advances one direction to its end. `stop` makes it take nothing more; `moved` tells that
-/// something moved.
-async fn pump<S: Readiness, D: Readiness>(
-    pump: &mut Pump,
-    src: &S,
-    dst: &D,
-    stop: &AtomicBool,
-    moved: &AtomicBool,
-) -> Result<()> {
-    loop {
-        let status = {
-            let mut next = pin!(next(pump, src, dst));
-            poll_fn(|cx| {
-                if stop.load(Ordering::Relaxed) {
-                    return Poll::Ready(None);
-                }
-                next.as_mut().poll(cx).map(Some)
-            })
-            .await
+/// Pieces of a file that are looked for in the page cache at once.
+const PIECES: u64 = 4;
+
+/// Brings a range of a file into the page cache, if it is not there. The end of what is there.
+async fn fetch_cold(file: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<u64> {
+    // What lies beyond the end is not missing.
+    let size = call::fstat(file).map_or(0, |stat| stat.st_size.unsigned_abs());
+    let rest = size.saturating_sub(offset);
+    if rest == 0 {
+        return Ok(offset + len);
+    }
+    let (near, far) = (len.min(rest), (len * PIECES).min(rest));
+    if call::is_cached(file, offset, far) {
+        return Ok(offset + far.max(len));
+    }
+    if !call::is_cached(file, offset, near) {
+        let file = file.try_clone_to_owned()?;
+        let fetch = move || {
+            // A read that fails here fails in the transfer too, which reports it.
+            let _ = call::fetch(file.as_fd(), offset, near);
         };
-        match status {
-            Some(Ok(Status::Finished(_))) => return Ok(()),
-            Some(Ok(Status::Moved(_))) => moved.store(true, Ordering::Relaxed),
-            Some(Ok(Status::Blocked(_))) => {}
-            Some(Err(error)) => return Err(error),
-            None => break,
+        let fetched = ::tokio::task::spawn_blocking(fetch).await;
+        fetched.map_err(io::Error::other)?;
+    }
+    Ok(offset + near)
+}
+
+/// Sends a message: [`Message::send`], awaiting.
+///
+/// Dropping the future breaks the message off; to go on where it stood, [`drive_sending`] one.
+///
+/// # Errors
+/// As [`Sending::advance`].
+pub async fn send<D: Readiness>(message: &Message<'_>, dst: &D) -> Result<Report> {
+    drive_sending(&mut message.start(Lent(dst))?).await
+}
+
+/// Advances a sending to its end. Dropping the future leaves it whole: drive it again.
+///
+/// # Errors
+/// As [`Sending::advance`].
+pub async fn drive_sending<D>(sending: &mut Sending<'_, D>) -> Result<Report>
+where
+    D: AsFd + Readiness,
+{
+    let (core, dst) = sending.apart();
+    loop {
+        if let Some((file, offset, len)) = core.next_range() {
+            let fetched = fetch_cold(file, offset, len).await;
+            fetched.map_err(|e| core.fail(Side::Source, e))?;
         }
+        let (mut outcome, delivered) = (None, core.remaining() == 0);
+        let mut advance = || {
+            let status = core.advance(dst.fd());
+            let blocked = matches!(status, Ok(Status::Blocked(Side::Destination)));
+            outcome = Some(status);
+            if blocked {
+                Err(io::ErrorKind::WouldBlock.into())
+            } else {
+                Ok(())
+            }
+        };
+        // Its answer is our own, or that it did not run: `outcome` tells. That buffers are free
+        // does not depend on room in the socket.
+        let _ = match delivered {
+            true => advance(),
+            false => dst.try_io(Side::Destination, &mut advance),
+        };
+        let ready = match outcome.unwrap_or(Ok(Status::Blocked(Side::Destination)))? {
+            Status::Finished(_) => return Ok(core.report()),
+            Status::Blocked(Side::Destination) if core.remaining() == 0 => dst.errored().await,
+            Status::Blocked(Side::Destination) => dst.ready(Side::Destination).await,
+            // Everything else on this thread has its turn between two pieces.
+            Status::Moved(_) | Status::Blocked(Side::Source) => {
+                ::tokio::task::yield_now().await;
+                Ok(())
+            }
+        };
+        ready.map_err(|e| core.fail(Side::Destination, e))?;
     }
-    pump.stop();
-    while !matches!(next(pump, src, dst).await?, Status::Finished(_)) {
-        moved.store(true, Ordering::Relaxed);
-    }
-    Ok(())
 }

@@ -24,6 +24,9 @@ use crate::sys::{AlignedBuf, call};
 /// The most that one call moves. Larger ones gained nothing on the devices we measured.
 const BUFFER: usize = 4 << 20;
 
+/// The most that one call reads from a generated file, which the kernel makes in memory first.
+const GENERATED: usize = 256 << 10;
+
 /// No alignment below this is used, so that no page is written both ways.
 const PAGE: usize = 4096;
 
@@ -187,7 +190,10 @@ impl Direct {
             src.seek_by(read as i64)?;
             (skip, read)
         } else {
-            let into = &mut bytes[align..align + limit.min(BUFFER)];
+            // /proc/sys answers ENOMEM to a count that the kernel cannot allocate in one piece.
+            let generated = src.kind() == Kind::Generated;
+            let most = if generated { GENERATED } else { BUFFER };
+            let into = &mut bytes[align..align + limit.min(most)];
             let read = match offset {
                 Some(offset) => call::pread(src.fd(), into, offset)?,
                 None => call::read(src.fd(), into)?,

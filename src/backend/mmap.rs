@@ -22,6 +22,9 @@ use crate::sys::{Mapping, call};
 /// Bytes mapped at a time.
 const WINDOW: u64 = 8 << 20;
 
+/// No page is smaller.
+const PAGE: usize = 4096;
+
 /// mmap(2) and write(2).
 #[derive(Debug, Default)]
 pub struct Mmap {
@@ -106,6 +109,11 @@ fn is_cut(src: &Endpoint<'_>, end: u64) -> Result<bool, Fault> {
     Ok(stat.st_size.unsigned_abs() < end)
 }
 
+/// Whether a page of the mapping could not be had.
+fn is_fault(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EFAULT)
+}
+
 fn truncated() -> Fault {
     let text = "the file became shorter than the window that was mapped of it";
     Fault::new(
@@ -151,10 +159,18 @@ impl ZeroCopyTransfer for Mmap {
         };
         // `at` lies within the window, so the difference fits its length.
         let start = (at - window.start) as usize;
-        match window
-            .mapping
-            .write_to(dst.fd(), dst.offset(), start, limit.get())
-        {
+        let write = |most| {
+            let mapping = &window.mapping;
+            mapping.write_to(dst.fd(), dst.offset(), start, most)
+        };
+        let mut written = write(limit.get());
+        if written.as_ref().is_err_and(is_fault) {
+            // For a page further on that cannot be had, a socket takes nothing: what stands before
+            // it goes page by page.
+            let page = PAGE - (at % PAGE as u64) as usize;
+            written = write(limit.get().min(page));
+        }
+        match written {
             Ok(n) => {
                 if start + n >= window.mapping.len() {
                     self.window = None;
@@ -169,7 +185,7 @@ impl ZeroCopyTransfer for Mmap {
                     .ok_or_else(|| Fault::new(Side::Destination, io::ErrorKind::WriteZero.into()))
             }
             Err(e) if errno::would_block(&e) => Ok(Step::Blocked(Side::Destination)),
-            Err(e) if e.raw_os_error() == Some(libc::EFAULT) => {
+            Err(e) if is_fault(&e) => {
                 self.window = None;
                 Err(self.why_gone(src, at, e))
             }

@@ -267,6 +267,9 @@ pub enum Unfit {
     /// No pipe is to be had, or only one so small that read/write is cheaper.
     #[error("no pipe of a useful size is to be had")]
     SmallPipe,
+    /// There are too few bytes to pay for setting it up.
+    #[error("too few bytes to pay for setting it up")]
+    Few,
     /// It reported the end although read(2) found more.
     #[error("it found no bytes where read(2) found some")]
     FalseEnd,
@@ -365,11 +368,12 @@ fn unfit_or_fault(call: Call, side: Option<Side>, error: io::Error) -> Result<St
 }
 
 /// The side that an error of one call between a socket and something else speaks of: a connection
-/// that fails is the socket's, whichever side that is.
+/// that fails is the socket's, whichever side that is. A file may have one behind it as well (FUSE,
+/// NFS), and is asked afterwards.
 fn side_of(src: &Endpoint<'_>, dst: &Endpoint<'_>, error: &io::Error) -> Option<Side> {
     let side = match (src.kind().is_socket(), dst.kind().is_socket()) {
         (true, false) => Side::Source,
-        (false, true) => Side::Destination,
+        (false, true) if !src.kind().is_cached() => Side::Destination,
         _ => return None,
     };
     errno::is_of_connection(error).then_some(side)

@@ -9,6 +9,10 @@
 //! From a file, the pages of the page cache travel, so that a later write shows through until the
 //! reader has taken them; into a file the kernel copies. On a destination that appends it answers
 //! EINVAL.
+//!
+//! While a call out of the caller's own pipe waits for a blocking socket, the kernel holds that
+//! pipe's lock: whoever writes to the pipe waits along, O_NONBLOCK or not. With a non-blocking
+//! socket nobody does.
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -24,6 +28,9 @@ use crate::sys::{PipePool, PrivatePipe, call};
 /// The pipe between two streams: each fill is a call, so the larger the better, and 1 MiB is what
 /// an unprivileged process may have.
 const STREAM_CAPACITY: usize = 1 << 20;
+
+/// Fewer bytes than this do not pay for making a pipe (4 system calls with its end).
+const FEW: usize = 64 << 10;
 
 /// Between streams, a pipe below this loses to read/write with its buffer of 256 KiB.
 const WORTHWHILE: usize = 256 << 10;
@@ -48,7 +55,8 @@ impl Splice {
         Self::default()
     }
 
-    /// Gives way between streams where the kernel grants too small a pipe.
+    /// Gives way where there are too few bytes to pay for a pipe, and between streams where the
+    /// kernel grants too small a one.
     pub(crate) fn choosy() -> Self {
         Self {
             choosy: true,
@@ -69,6 +77,15 @@ impl Splice {
     /// none.
     fn pipe(&self, src: &Endpoint<'_>, limit: usize) -> Result<PrivatePipe, Result<Step, Fault>> {
         let stream = src.kind().is_stream();
+        let size = src.facts().size_hint();
+        let expected = if src.kind() == Kind::File {
+            size.min(limit as u64)
+        } else {
+            limit as u64
+        };
+        if self.choosy && self.pool.is_none() && expected < FEW as u64 {
+            return Err(Ok(Step::Unfit(Unfit::Few)));
+        }
         let wanted = match &self.pool {
             Some(_) => STREAM_CAPACITY,
             None if stream => STREAM_CAPACITY.min(limit),

@@ -20,7 +20,7 @@ const DRIBS: usize = 16 << 10;
 /// Fills over which the average is taken.
 const WINDOW: usize = 8;
 
-/// Fills by read/write before splice is tried again after no pipe was to be had.
+/// Fills by read/write before splice is tried again where it did not serve.
 const PATIENCE: usize = 64;
 
 /// Two backends, of which one is at work. It changes only while nothing is in flight.
@@ -34,7 +34,9 @@ pub(super) struct Engine {
     /// Fills and bytes since the average was last taken.
     fills: usize,
     bytes: usize,
-    /// Fills to go before a pipe is asked for again.
+    /// Splice has just been left because it brought dribs.
+    dribbled: bool,
+    /// Fills to go before splice is tried again.
     patience: usize,
 }
 
@@ -48,6 +50,7 @@ impl Engine {
             wanted: false,
             fills: 0,
             bytes: 0,
+            dribbled: false,
             patience: 0,
         }
     }
@@ -67,13 +70,20 @@ impl Engine {
 
     /// Takes note of what one fill brought.
     fn filled(&mut self, bytes: usize) {
+        if !self.spliced {
+            self.patience = self.patience.saturating_sub(1);
+            if std::mem::take(&mut self.dribbled) && bytes >= PLENTY {
+                // There was more all the time: the pipe had run out of slots.
+                self.patience = PATIENCE;
+            }
+            self.wanted = bytes >= PLENTY && self.patience == 0;
+            return;
+        }
         self.fills += 1;
         self.bytes += bytes;
-        self.patience = self.patience.saturating_sub(1);
-        if !self.spliced {
-            self.wanted = bytes >= PLENTY && self.patience == 0;
-        } else if self.fills == WINDOW {
+        if self.fills == WINDOW {
             self.wanted = self.bytes / self.fills >= DRIBS;
+            self.dribbled = !self.wanted;
             (self.fills, self.bytes) = (0, 0);
         }
     }
@@ -86,18 +96,22 @@ impl Engine {
         limit: NonZeroUsize,
     ) -> Result<Step, Fault> {
         match self.splice.step(src, dst, limit) {
-            Ok(Step::Unfit(_)) => {}
+            Ok(Step::Unfit(_)) => {
+                self.switch(false);
+                self.patience = PATIENCE;
+            }
             Err(fault) if errno::is_unfit(Call::Splice, &fault.error) => {
                 let mut held = BytesMut::new();
-                self.splice
-                    .reclaim(&mut held)
-                    .map_err(|error| Fault { side: None, error })?;
-                self.plain = ReadWrite::with_held(&held.freeze());
+                let reclaimed = self.splice.reclaim(&mut held);
+                if !held.is_empty() {
+                    self.plain = ReadWrite::with_held(&held.freeze());
+                }
+                self.switch(false);
+                self.patience = PATIENCE;
+                reclaimed.map_err(|error| Fault { side: None, error })?;
             }
             other => return other,
         }
-        self.switch(false);
-        self.patience = PATIENCE;
         self.plain.step(src, dst, limit)
     }
 }

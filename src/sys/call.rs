@@ -245,7 +245,7 @@ pub(crate) fn has_timeout(fd: BorrowedFd<'_>, name: libc::c_int) -> bool {
     get_socket_option(fd, name, &mut value).is_ok() && (value.tv_sec != 0 || value.tv_usec != 0)
 }
 
-fn get_socket_option<T: Copy>(
+pub(super) fn get_socket_option<T: Copy>(
     fd: BorrowedFd<'_>,
     name: libc::c_int,
     value: &mut T,
@@ -388,7 +388,9 @@ pub(crate) fn is_cached(fd: BorrowedFd<'_>, offset: u64, len: u64) -> bool {
         Errno::result(result)
     });
     if counted.is_ok() {
-        return stat[0] >= (offset + len).div_ceil(PAGE) - offset / PAGE;
+        let all = stat[0] >= (offset + len).div_ceil(PAGE) - offset / PAGE;
+        // A page that is still being read counts as well: the last one arrives last.
+        return all && reads_at_once(fd, (offset + len).saturating_sub(1));
     }
     (0..len)
         .step_by(PROBE_STEP as usize)

@@ -71,6 +71,23 @@ pub(crate) fn is_destinations(error: &io::Error) -> bool {
     )
 }
 
+/// Whether what lies behind a file gave this error, a device, a filesystem or a server: it speaks of
+/// one side and not of the mechanism.
+pub(crate) fn is_of_storage(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc::EIO
+                | libc::EREMOTEIO
+                | libc::EUCLEAN
+                | libc::EBADMSG
+                | libc::ESTALE
+                | libc::ENOLINK
+                | libc::EHOSTDOWN
+        )
+    )
+}
+
 /// Whether a connection gave this error: of a socket and a pipe or a file, it speaks of the socket.
 pub(crate) fn is_of_connection(error: &io::Error) -> bool {
     matches!(

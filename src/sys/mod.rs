@@ -8,9 +8,12 @@
 pub(crate) mod aligned;
 pub(crate) mod call;
 pub(crate) mod errno;
+pub(crate) mod gather;
+pub(crate) mod mapped;
 pub(crate) mod mapping;
 pub(crate) mod pipe;
 pub(crate) mod sigpipe;
+pub(crate) mod zerocopy;
 
 pub(crate) use aligned::AlignedBuf;
 pub(crate) use mapping::Mapping;

@@ -1,0 +1,85 @@
+//! Buffers that the kernel sends from, kept until it says that it is done with them.
+//!
+//! Sends are counted by socket, not by message: the kernel numbers them so, merges its
+//! notifications, and may give them to whoever reads the error queue next. Buffers go when a
+//! socket has no send outstanding.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+
+use crate::sys::zerocopy;
+
+/// What the kernel still sends from, by socket.
+static LENT: Mutex<BTreeMap<u64, Lent>> = Mutex::new(BTreeMap::new());
+
+#[derive(Debug, Default)]
+struct Lent {
+    sends: u64,
+    buffers: Vec<Bytes>,
+}
+
+fn lent() -> MutexGuard<'static, BTreeMap<u64, Lent>> {
+    LENT.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One socket's use of `MSG_ZEROCOPY`.
+#[derive(Debug)]
+pub(super) struct ZeroCopy {
+    socket: u64,
+    pub(super) on: bool,
+}
+
+impl ZeroCopy {
+    pub(super) fn new(fd: BorrowedFd<'_>) -> io::Result<Self> {
+        let socket = zerocopy::allow(fd)?;
+        Ok(Self { socket, on: true })
+    }
+
+    /// Lends buffers to a send that is about to be made.
+    pub(super) fn lend<'b>(&self, buffers: impl Iterator<Item = &'b Bytes>) {
+        let mut lent = lent();
+        let lent = lent.entry(self.socket).or_default();
+        lent.sends += 1;
+        for buffer in buffers {
+            // A large part is lent once, however many sends it takes: what is left of it lies
+            // within what was lent first.
+            let (new, known) = (buffer.as_ptr_range(), lent.buffers.last());
+            let known = known.map(|known| known.as_ptr_range());
+            if !known.is_some_and(|known| known.start <= new.start && new.end <= known.end) {
+                lent.buffers.push(buffer.clone());
+            }
+        }
+    }
+
+    /// Takes note of sends that the kernel is done with, or that were not made.
+    pub(super) fn settle(&self, sends: u64) {
+        let mut all = lent();
+        if let Some(lent) = all.get_mut(&self.socket) {
+            lent.sends = lent.sends.saturating_sub(sends);
+            if lent.sends == 0 {
+                let done = all.remove(&self.socket);
+                // Freeing a buffer may run the caller's own code: not under the lock.
+                drop(all);
+                drop(done);
+            }
+        }
+    }
+
+    /// Takes what the kernel has said off the error queue. Where it copied, no more is asked for.
+    pub(super) fn reap(&mut self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        if self.outstanding() > 0 {
+            let done = zerocopy::done(fd)?;
+            self.on &= !done.copied;
+            self.settle(done.sends);
+        }
+        Ok(())
+    }
+
+    pub(super) fn outstanding(&self) -> u64 {
+        lent().get(&self.socket).map_or(0, |lent| lent.sends)
+    }
+}

@@ -1,0 +1,253 @@
+//! One direction of a relay.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use nix::sys::socket::Shutdown;
+
+use super::Flow;
+use super::engine::Engine;
+use crate::backend::{Facts, Fault, Side};
+use crate::driver::Driver;
+use crate::error::{Error, ErrorKind, Result};
+use crate::pace::Limits;
+use crate::sys::{PipePool, call};
+use crate::transfer::{End, Status};
+
+/// When something last moved in either direction.
+#[derive(Debug)]
+pub(crate) struct Pulse {
+    began: Instant,
+    /// Nanoseconds after the beginning.
+    last: AtomicU64,
+}
+
+impl Pulse {
+    pub(super) fn new() -> Self {
+        Self {
+            began: Instant::now(),
+            last: AtomicU64::new(0),
+        }
+    }
+
+    fn beat(&self, at: Instant) {
+        let since = at.saturating_duration_since(self.began).as_nanos();
+        let since = u64::try_from(since).unwrap_or(u64::MAX);
+        self.last.fetch_max(since, Ordering::Relaxed);
+    }
+
+    /// How long nothing has moved.
+    pub(crate) fn quiet(&self) -> Duration {
+        let last = Duration::from_nanos(self.last.load(Ordering::Relaxed));
+        self.began.elapsed().saturating_sub(last)
+    }
+}
+
+/// Takes from one socket and gives to the other, until the one ends and the other has been told.
+#[derive(Debug)]
+pub(crate) struct Pump {
+    driver: Driver,
+    state: State,
+    pulse: Arc<Pulse>,
+    /// What a failure left.
+    undelivered: Bytes,
+    /// Those beside the driver's own.
+    syscalls: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Flowing,
+    /// Only what is in flight is still delivered.
+    Stopping,
+    /// Delivered to the end, and the destination told.
+    Done,
+}
+
+impl Pump {
+    pub(super) fn new(
+        src: BorrowedFd<'_>,
+        dst: BorrowedFd<'_>,
+        limits: Limits,
+        pool: &Arc<PipePool>,
+        pulse: &Arc<Pulse>,
+    ) -> Result<Self> {
+        let engine = Box::new(Engine::new(Arc::clone(pool)));
+        let mut driver = Driver::with_backend(src, dst, u64::MAX, engine)?;
+        for (side, facts) in [
+            (Side::Source, driver.src_facts()),
+            (Side::Destination, driver.dst_facts()),
+        ] {
+            require_stream(side, facts)?;
+        }
+        driver.set_limits(limits);
+        Ok(Self {
+            driver,
+            state: State::Flowing,
+            pulse: Arc::clone(pulse),
+            undelivered: Bytes::new(),
+            syscalls: 0,
+        })
+    }
+
+    pub(crate) fn driver(&self) -> &Driver {
+        &self.driver
+    }
+
+    #[cfg(feature = "tokio")]
+    pub(crate) fn driver_mut(&mut self) -> &mut Driver {
+        &mut self.driver
+    }
+
+    /// Moves one piece; at the end, tells the destination.
+    pub(crate) fn advance(&mut self, src: BorrowedFd<'_>, dst: BorrowedFd<'_>) -> Result<Status> {
+        if self.state == State::Done {
+            return Ok(Status::Finished(End::SourceEnded));
+        }
+        let result = self.driver.advance(src, dst);
+        let status = self.kept(result)?;
+        match status {
+            // A pause that the rate makes is no idleness.
+            Status::Moved(_) => {
+                let at = self.driver.resume_at();
+                self.pulse.beat(at.unwrap_or_else(Instant::now));
+            }
+            Status::Blocked(_) => {}
+            Status::Finished(_) => {
+                self.syscalls += 1;
+                call::shutdown(dst, Shutdown::Write).map_err(|e| {
+                    Error::io(ErrorKind::Io, Some(Side::Destination), e)
+                        .after(self.driver.delivered(), Bytes::new())
+                })?;
+                self.state = State::Done;
+            }
+        }
+        Ok(status)
+    }
+
+    /// Keeps what a failure leaves undelivered: this direction's report has it, whatever becomes of
+    /// the error.
+    pub(crate) fn kept<T>(&mut self, result: Result<T>) -> Result<T> {
+        if let Err(error) = &result {
+            self.undelivered = error.undelivered().clone();
+        }
+        result
+    }
+
+    /// Takes nothing more from the source. Whether that is new.
+    pub(crate) fn stop(&mut self) -> bool {
+        let flowing = self.state == State::Flowing;
+        if flowing {
+            self.state = State::Stopping;
+            self.driver.take_no_more();
+        }
+        flowing
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        self.state == State::Done
+    }
+
+    /// This direction's report. What is in flight is taken out.
+    pub(super) fn flow(&mut self, src: BorrowedFd<'_>) -> Flow {
+        if self.driver.in_flight() > 0 {
+            self.undelivered = match self.driver.reclaim(src) {
+                Ok(bytes) => bytes,
+                Err(error) => error.into_undelivered(),
+            };
+        }
+        let report = self.driver.report();
+        Flow {
+            bytes: self.driver.delivered(),
+            undelivered: self.undelivered.clone(),
+            syscalls: self.syscalls + report.syscalls(),
+            shares: report.shares().to_vec(),
+        }
+    }
+}
+
+/// What a direction on a thread of its own is told to do.
+#[derive(Debug, Default)]
+pub(super) struct Order(AtomicU8);
+
+impl Order {
+    const STOP: u8 = 1;
+    const LEAVE: u8 = 2;
+
+    /// Takes nothing more, and delivers what was taken.
+    pub(super) fn stop(&self) {
+        self.0.fetch_or(Self::STOP, Ordering::Relaxed);
+    }
+
+    /// Leaves off, whatever is in flight.
+    pub(super) fn leave(&self) {
+        self.0.fetch_or(Self::LEAVE, Ordering::Relaxed);
+    }
+}
+
+impl Pump {
+    /// Advances to the end, waiting where it has to. Whoever gives an order also wakes this thread,
+    /// where it waits for a socket by shutting that down.
+    pub(super) fn run(
+        &mut self,
+        src: BorrowedFd<'_>,
+        dst: BorrowedFd<'_>,
+        order: &Order,
+    ) -> Result<()> {
+        let source_blocks = !self.driver.src_facts().is_nonblocking();
+        loop {
+            if source_blocks && self.state == State::Flowing && self.driver.in_flight() == 0 {
+                self.await_source(src)?;
+            }
+            // Looked at after waiting: an end that our own shutdown(2) made is none of the peer's.
+            let order = order.0.load(Ordering::Relaxed);
+            if order & Order::LEAVE != 0 {
+                return Ok(());
+            }
+            if order & Order::STOP != 0 {
+                self.stop();
+            }
+            match self.advance(src, dst)? {
+                Status::Moved(_) => {}
+                Status::Blocked(side) => match self.driver.resume_at() {
+                    Some(until) => thread::park_timeout(self.left(until)),
+                    None => {
+                        let waited = self.driver.wait(side, src, dst);
+                        self.kept(waited)?;
+                    }
+                },
+                Status::Finished(_) => return Ok(()),
+            }
+        }
+    }
+
+    /// Waits for a source that would itself wait in the kernel's call, with a pipe in its hands.
+    fn await_source(&mut self, src: BorrowedFd<'_>) -> Result<()> {
+        let left = self.driver.deadline().map(|deadline| self.left(deadline));
+        self.syscalls += 1;
+        let waited = call::poll(src, false, left).map_err(|e| Fault::new(Side::Source, e));
+        waited
+            .map(drop)
+            .map_err(|fault| self.driver.fail(fault, src))
+    }
+
+    /// The time until then, or until the deadline.
+    fn left(&self, until: Instant) -> Duration {
+        let until = self.driver.deadline().map_or(until, |d| d.min(until));
+        until.saturating_duration_since(Instant::now())
+    }
+}
+
+fn require_stream(side: Side, facts: &Facts) -> Result<()> {
+    let kind = facts.kind();
+    if kind.is_socket() {
+        return Ok(());
+    }
+    let text = format!("it is {kind}, and a relay works between stream sockets");
+    Err(Error::input(side, io::ErrorKind::InvalidInput, text))
+}
