@@ -19,7 +19,10 @@ fn on_ext4() -> bool {
     let fs = nix::sys::statfs::fstatfs(tempfile::tempfile().unwrap()).unwrap();
     let ext4 = fs.filesystem_type() == nix::sys::statfs::EXT4_SUPER_MAGIC;
     if !ext4 {
-        common::skipped("preallocation", "the directory for temporary files is not on ext4");
+        common::skipped(
+            "preallocation",
+            "the directory for temporary files is not on ext4",
+        );
     }
     ext4
 }
@@ -46,8 +49,12 @@ fn owned(file: &File) -> u64 {
 }
 
 /// The backends that fill allocated blocks.
-const FILLERS: [Backend; 4] =
-    [Backend::ReadWrite, Backend::Splice, Backend::Sendfile, Backend::Mmap];
+const FILLERS: [Backend; 4] = [
+    Backend::ReadWrite,
+    Backend::Splice,
+    Backend::Sendfile,
+    Backend::Mmap,
+];
 
 #[test]
 fn a_source_that_becomes_shorter_leaves_no_blocks_behind() {
@@ -75,10 +82,16 @@ fn a_source_that_becomes_shorter_leaves_no_blocks_behind() {
             Ok(report) => report.bytes,
             Err(error) => error.delivered(),
         };
-        assert!((1 << 20..9 << 20).contains(&delivered), "{backend}: {delivered}");
+        assert!(
+            (1 << 20..9 << 20).contains(&delivered),
+            "{backend}: {delivered}"
+        );
         assert!(content(&dst) == sent[..delivered as usize], "{backend}");
         let owned = owned(&dst);
-        assert!(owned <= delivered + SLACK, "{backend}: {owned} for {delivered}");
+        assert!(
+            owned <= delivered + SLACK,
+            "{backend}: {owned} for {delivered}"
+        );
     }
 }
 
@@ -134,7 +147,11 @@ fn what_lies_beyond_in_the_destination_stays() {
             options.dst_offset(5 << 20);
         }
         let report = options.transfer(&src, &dst, 8 << 20).unwrap();
-        assert_eq!((report.bytes, report.end), (3 << 20, End::SourceEnded), "{backend}");
+        assert_eq!(
+            (report.bytes, report.end),
+            (3 << 20, End::SourceEnded),
+            "{backend}"
+        );
         let after = content(&dst);
         assert!(after[..5 << 20] == before[..5 << 20], "{backend}");
         assert!(after[5 << 20..8 << 20] == sent, "{backend}");
