@@ -1,0 +1,412 @@
+//! Pairs of descriptors whose other ends are served in lockstep, and what both hold in the end.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::RcvBuf;
+use nix::unistd::{Whence, lseek64};
+
+use crate::common::{Data, make};
+
+/// What one side is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum End {
+    File,
+    Tcp,
+    Unix,
+    Pipe,
+}
+
+impl End {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            End::File => "file",
+            End::Tcp => "tcp",
+            End::Unix => "unix",
+            End::Pipe => "pipe",
+        }
+    }
+}
+
+/// The pairs that faults are tried on.
+pub(crate) const PAIRS: [(End, End); 10] = [
+    (End::File, End::File),
+    (End::File, End::Tcp),
+    (End::File, End::Unix),
+    (End::File, End::Pipe),
+    (End::Tcp, End::Tcp),
+    (End::Unix, End::Pipe),
+    (End::Unix, End::File),
+    (End::Pipe, End::File),
+    (End::Pipe, End::Tcp),
+    (End::Pipe, End::Pipe),
+];
+
+/// At most so much moves at once: enough steps for the eighth call of every site, and so few bytes
+/// in each that one step's always find room on the other side.
+pub(crate) const CHUNK: usize = 64 << 10;
+/// Eleven chunks and a bit: ten times a pipe's default, almost three buffers of read/write.
+const LEN: usize = 11 * CHUNK + 777;
+/// Where transfers begin by the files' own positions: on a page.
+const OWN: u64 = 4096;
+/// Where they begin by explicit offsets: nowhere in particular.
+pub(crate) const OFFSETS: (u64, u64) = (4099, 12_289);
+/// What a destination file holds before; some of it stands in front of what is delivered.
+const FILLER: u8 = 0x5a;
+
+/// The content of the source, from the start of the file.
+pub(crate) fn content() -> &'static [u8] {
+    static CONTENT: OnceLock<Vec<u8>> = OnceLock::new();
+    CONTENT.get_or_init(|| Data::new(3).bytes(0, OFFSETS.0 as usize + LEN))
+}
+
+/// Where files lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Medium {
+    /// In the directory for temporary files.
+    Disk,
+    /// In memory: for O_DIRECT, which would wait for a disk, and takes any length there.
+    Memory,
+}
+
+impl Medium {
+    fn file(self) -> File {
+        match self {
+            Medium::Disk => make::disk_file(),
+            Medium::Memory => make::memfd(),
+        }
+    }
+}
+
+/// The sources as files, made once for all runs of a matrix.
+#[derive(Debug)]
+pub(crate) struct Sources([File; 2]);
+
+impl Sources {
+    pub(crate) fn new() -> Self {
+        Self([Medium::Disk, Medium::Memory].map(|medium| {
+            let mut file = medium.file();
+            file.write_all(content()).expect("room for a small file");
+            file
+        }))
+    }
+
+    fn open(&self, medium: Medium) -> OwnedFd {
+        let number = self.0[medium as usize].as_raw_fd();
+        let file = File::open(format!("/proc/thread-self/fd/{number}"));
+        file.expect("our own file").into()
+    }
+
+    /// That no transfer has written to one.
+    pub(crate) fn are_unchanged(&self) -> bool {
+        let mut bytes = vec![0; content().len() + 1];
+        let mut same = |file: &File| {
+            let n = file.read_at(&mut bytes, 0);
+            n.is_ok_and(|n| bytes[..n] == *content())
+        };
+        self.0.iter().all(|file| same(file))
+    }
+}
+
+/// A pair ready for one transfer.
+#[derive(Debug)]
+pub(crate) struct Bench {
+    pub(crate) src: OwnedFd,
+    pub(crate) dst: OwnedFd,
+    pub(crate) peers: Peers,
+    pub(crate) offsets: (Option<u64>, Option<u64>),
+    pair: (End, End),
+    before: [Look; 2],
+}
+
+/// The other ends, served when they are told to be, without ever waiting.
+#[derive(Debug)]
+pub(crate) struct Peers {
+    /// What the source's other end still has to write; closed once that is all in.
+    feeder: Option<File>,
+    unfed: &'static [u8],
+    /// What the destination's other end reads.
+    taker: Option<File>,
+    landed: Landed,
+}
+
+/// Bytes that arrived, compared as they come.
+#[derive(Debug)]
+struct Landed {
+    expected: &'static [u8],
+    count: usize,
+    wrong_at: Option<usize>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Look {
+    flags: OFlag,
+    pipe_size: Option<i32>,
+}
+
+impl Look {
+    fn at(fd: &OwnedFd) -> Self {
+        Self {
+            flags: make::flags(fd),
+            pipe_size: make::pipe_size(fd),
+        }
+    }
+}
+
+/// What the ends hold after a transfer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Held {
+    /// Bytes that the destination has, all of them the source's, in order.
+    pub(crate) delivered: u64,
+    /// Bytes that the source no longer has: by its position, or by what is left in the stream.
+    pub(crate) taken: u64,
+}
+
+impl Bench {
+    /// Makes a pair. With `by_offset`, files are to be used at explicit offsets.
+    pub(crate) fn new(
+        (from, to): (End, End),
+        by_offset: bool,
+        medium: Medium,
+        sources: &Sources,
+    ) -> Self {
+        let (src, feeder) = match from {
+            End::File => (sources.open(medium), None),
+            _ => {
+                let (src, feeder) = stream(from);
+                (src, Some(feeder))
+            }
+        };
+        let (dst, taker) = match to {
+            End::File => (
+                filled(medium, if by_offset { OFFSETS.1 } else { OWN }),
+                None,
+            ),
+            _ => {
+                let (taker, dst) = stream(to);
+                (dst, Some(taker))
+            }
+        };
+        let expected = match (from, by_offset) {
+            (End::File, true) => &content()[OFFSETS.0 as usize..],
+            _ => &content()[OWN as usize..],
+        };
+        let offset = |end, at| (by_offset && end == End::File).then_some(at);
+        let offsets = (offset(from, OFFSETS.0), offset(to, OFFSETS.1));
+        for (end, fd) in [(from, &src), (to, &dst)] {
+            if end == End::File {
+                lseek64(fd, OWN as i64, Whence::SeekSet).expect("a file seeks");
+            }
+        }
+        let before = [Look::at(&src), Look::at(&dst)];
+        Self {
+            src,
+            dst,
+            peers: Peers {
+                feeder: feeder.map(other_end),
+                unfed: expected,
+                taker: taker.map(other_end),
+                landed: Landed {
+                    expected,
+                    count: 0,
+                    wrong_at: None,
+                },
+            },
+            offsets,
+            pair: (from, to),
+            before,
+        }
+    }
+
+    /// The bytes that a complete transfer moves.
+    pub(crate) fn whole(&self) -> &'static [u8] {
+        self.peers.landed.expected
+    }
+
+    /// Looks at both ends after a transfer: what was delivered and what was taken, or what was
+    /// found that must not be.
+    pub(crate) fn settle(mut self) -> Result<Held, String> {
+        let after = [Look::at(&self.src), Look::at(&self.dst)];
+        if after != self.before {
+            return Err(format!("flags {after:?}, were {:?}", self.before));
+        }
+        let taken = match self.pair.0 {
+            End::File => position(&self.src) - OWN,
+            _ => self.whole().len() as u64 - self.rest()?,
+        };
+        if self.pair.1 == End::File {
+            self.peers.landed.look_at(self.dst, self.offsets.1)?;
+        } else {
+            drop(self.dst);
+            self.peers.take_all().map_err(|e| e.to_string())?;
+        }
+        let landed = &self.peers.landed;
+        if let Some(at) = landed.wrong_at {
+            return Err(format!("wrong from byte {at} of {} on", landed.count));
+        }
+        let delivered = landed.count as u64;
+        // A file read by offset tells nothing of how much was taken: that its position stood still
+        // is all there is to see.
+        match self.offsets.0 {
+            None => Ok(Held { delivered, taken }),
+            Some(_) if taken == 0 => Ok(Held {
+                delivered,
+                taken: delivered,
+            }),
+            Some(_) => Err(format!("the source's own position moved by {taken}")),
+        }
+    }
+
+    /// How many bytes are left in the source, which must be the last ones.
+    fn rest(&mut self) -> Result<u64, String> {
+        let whole = self.whole();
+        make::set_nonblocking(&self.src, false);
+        let mut src = File::from(self.src.try_clone().map_err(|e| e.to_string())?);
+        let mut bytes = Vec::new();
+        let mut buf = vec![0; CHUNK];
+        loop {
+            self.peers.pump();
+            match src.read(&mut buf) {
+                Ok(0) => break,
+                Ok(n) => bytes.extend_from_slice(&buf[..n]),
+                Err(e) => return Err(format!("reading the rest: {e}")),
+            }
+        }
+        if whole.ends_with(&bytes) {
+            Ok(bytes.len() as u64)
+        } else {
+            let len = bytes.len();
+            Err(format!(
+                "{len} bytes are left in the source, not the last ones"
+            ))
+        }
+    }
+}
+
+impl Peers {
+    /// The descriptor that serves the source, as a bit.
+    pub(crate) fn feeder(&self) -> u128 {
+        self.feeder.as_ref().map_or(0, |file| 1 << file.as_raw_fd())
+    }
+
+    /// Writes and reads as much as goes without waiting.
+    pub(crate) fn pump(&mut self) {
+        while let Some(feeder) = &mut self.feeder {
+            if self.unfed.is_empty() {
+                self.feeder = None;
+                break;
+            }
+            match feeder.write(&self.unfed[..self.unfed.len().min(4 * CHUNK)]) {
+                Ok(n) => self.unfed = &self.unfed[n..],
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(e) => panic!("feeding the source: {e}"),
+            }
+        }
+        let Some(taker) = &mut self.taker else {
+            return;
+        };
+        let mut buf = [0; CHUNK];
+        loop {
+            match taker.read(&mut buf) {
+                Ok(0) => break,
+                Ok(n) => self.landed.arrive(&buf[..n]),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(e) => panic!("taking from the destination: {e}"),
+            }
+        }
+    }
+
+    /// Reads until the destination's end, which is closed.
+    fn take_all(&mut self) -> io::Result<()> {
+        let Some(mut taker) = self.taker.take() else {
+            return Ok(());
+        };
+        make::set_nonblocking(&taker, false);
+        let mut buf = vec![0; CHUNK];
+        loop {
+            match taker.read(&mut buf)? {
+                0 => return Ok(()),
+                n => self.landed.arrive(&buf[..n]),
+            }
+        }
+    }
+}
+
+impl Landed {
+    fn arrive(&mut self, bytes: &[u8]) {
+        let expected = self.expected.get(self.count..self.count + bytes.len());
+        if self.wrong_at.is_none() && expected != Some(bytes) {
+            self.wrong_at = Some(self.count);
+        }
+        self.count += bytes.len();
+    }
+
+    /// Looks at a destination file.
+    fn look_at(&mut self, dst: OwnedFd, offset: Option<u64>) -> Result<(), String> {
+        let start = offset.unwrap_or(OWN);
+        let at = position(&dst);
+        let mut bytes = vec![0; start as usize + self.expected.len() + 1];
+        let n = File::from(dst)
+            .read_at(&mut bytes, 0)
+            .map_err(|e| e.to_string())?;
+        let (before, landed) = bytes[..n].split_at(start as usize);
+        if before.iter().any(|&b| b != FILLER) {
+            return Err("what stood before the destination's offset was changed".to_owned());
+        }
+        self.arrive(landed);
+        let moved = if offset.is_none() { landed.len() } else { 0 } as u64;
+        if at != OWN + moved {
+            return Err(format!(
+                "the destination's position is {at}, not {}",
+                OWN + moved
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// A new file that holds `len` bytes of filler.
+fn filled(medium: Medium, len: u64) -> OwnedFd {
+    let mut file = medium.file();
+    file.write_all(&vec![FILLER; len as usize])
+        .expect("room for a small file");
+    file.into()
+}
+
+/// Two ends of a stream: what is written to the second is read from the first.
+fn stream(end: End) -> (OwnedFd, OwnedFd) {
+    match end {
+        End::Tcp => {
+            let (one, other) = make::tcp();
+            // A short piece is not held back until the one before is acknowledged.
+            other.set_nodelay(true).expect("TCP_NODELAY");
+            // Nor does it wait for a window that opens by large segments only.
+            setsockopt(&one, RcvBuf, &(4 * CHUNK)).expect("SO_RCVBUF");
+            (one.into(), other.into())
+        }
+        End::Unix => {
+            let (one, other) = make::unix();
+            (one.into(), other.into())
+        }
+        End::Pipe | End::File => {
+            let (reader, writer) = make::pipe();
+            // A chunk that does not begin on a page takes one slot more than a pipe has by default.
+            fcntl(&writer, FcntlArg::F_SETPIPE_SZ(4 * CHUNK as i32)).expect("a larger pipe");
+            (reader, writer)
+        }
+    }
+}
+
+fn other_end(fd: OwnedFd) -> File {
+    make::set_nonblocking(&fd, true);
+    File::from(fd)
+}
+
+fn position(fd: impl AsFd) -> u64 {
+    lseek64(fd, 0, Whence::SeekCur).map_or(0, i64::unsigned_abs)
+}

@@ -1,0 +1,187 @@
+//! What has to become of a transfer, by where it fails and how.
+
+use zcio::{Backend, End as Ending, Side};
+
+use crate::bench::End;
+use crate::case::{Case, Run};
+use crate::plan::{Answer, Site};
+
+/// What must become of one transfer that meets one fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Expect {
+    /// All bytes arrive.
+    All,
+    /// The source seemed to end there.
+    Ends,
+    /// An error, of this side.
+    Fails(Option<Side>),
+    /// An error of the mechanism, which need not name this side.
+    Refused(Option<Side>),
+    /// All bytes, or an error of this side.
+    Either(Side),
+}
+
+/// What is at work where the fault strikes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scene {
+    pub(crate) pair: (End, End),
+    pub(crate) backend: Backend,
+    /// Another backend is left to go on.
+    pub(crate) fallback: bool,
+    /// This backend has moved something before.
+    pub(crate) proven: bool,
+    /// The side that is being waited for.
+    pub(crate) waits: Option<Side>,
+}
+
+impl Scene {
+    /// The first backend of a case at work.
+    pub(crate) fn first(case: &Case, proven: bool) -> Self {
+        let backend = case.chain[0];
+        Self {
+            pair: case.pair,
+            backend,
+            fallback: case.chain.len() > 1 && backend != Backend::ReadWrite,
+            proven,
+            waits: None,
+        }
+    }
+
+    /// The backend at work that the first gave way to, in a run in which it did.
+    pub(crate) fn second(case: &Case, run: &Run) -> Option<Self> {
+        let report = run.result.as_ref().ok()?;
+        let backend = report.shares().last()?.0;
+        let last = case.chain.last() == Some(&backend);
+        Some(Self {
+            backend,
+            fallback: !last && backend != Backend::ReadWrite,
+            ..Self::first(case, false)
+        })
+    }
+
+    /// The side to wait for where a call of this site would block, both sides being ready.
+    pub(crate) fn waits(&self, site: Site) -> Option<Side> {
+        match site {
+            Site::Splice | Site::Sendfile => Some(Side::Destination),
+            other => other.side(),
+        }
+    }
+
+    /// What `answer` from `site` must lead to.
+    pub(crate) fn expect(&self, site: Site, answer: Answer) -> Expect {
+        let errno = match answer {
+            Answer::One | Answer::Half => return Expect::All,
+            Answer::Zero => return self.expect_zero(site),
+            Answer::Errno(errno) => errno,
+        };
+        let or_fails = |side| match self.backend {
+            _ if self.fallback => Expect::All,
+            // What serves every pair is never the wrong mechanism.
+            Backend::ReadWrite => Expect::Fails(side),
+            _ => Expect::Refused(side),
+        };
+        match (errno, site) {
+            (libc::EINTR, _) | (libc::EAGAIN, Site::Poll) => Expect::All,
+            (_, Site::Poll) => Expect::Fails(self.waits),
+            // Whatever it is: bytes go through the pipe that there is.
+            (_, Site::PipeSize | Site::Reclaim) => Expect::All,
+            // A pipe that is not to be had is no fault of either side.
+            (_, Site::Pipe2) => or_fails(None),
+            // A lock in the way of the whole file: nothing tells when it is gone.
+            (libc::EAGAIN, Site::CopyFileRange | Site::Clone) => or_fails(None),
+            (libc::EAGAIN, _) => Expect::All,
+            (
+                libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP | libc::EPERM,
+                Site::ReadUncached | Site::WriteUncached,
+            ) => Expect::All,
+            // Aligned blocks go buffered then; what went buffered already has no other way.
+            (libc::EINVAL, Site::Write)
+                if self.backend == Backend::Direct && self.pair.1 == End::File =>
+            {
+                Expect::Either(Side::Destination)
+            }
+            (libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP | libc::EPERM, _) => {
+                or_fails(self.side(site, errno))
+            }
+            (libc::ENOMEM, _) => or_fails(self.side(site, errno)),
+            (libc::EXDEV | libc::EBADF, Site::CopyFileRange | Site::Clone) => or_fails(None),
+            (libc::EIO | libc::EFBIG, Site::CopyFileRange) => or_fails(self.side(site, errno)),
+            _ => Expect::Fails(self.side(site, errno)),
+        }
+    }
+
+    fn expect_zero(&self, site: Site) -> Expect {
+        match site {
+            // Time ran out without a limit: to be waited again.
+            Site::Poll => Expect::All,
+            Site::Write | Site::WriteUncached | Site::SpliceOut => {
+                Expect::Fails(Some(Side::Destination))
+            }
+            Site::Reclaim => Expect::All,
+            // Only read(2) can be believed at once where a file is concerned.
+            _ if self.proven || self.backend == Backend::ReadWrite || self.pair.0 != End::File => {
+                Expect::Ends
+            }
+            _ if self.fallback => Expect::All,
+            _ => Expect::Refused(None),
+        }
+    }
+
+    /// The side that has to be named.
+    fn side(&self, site: Site, errno: i32) -> Option<Side> {
+        let stream = |end| matches!(end, End::Tcp | End::Unix);
+        let named = match errno {
+            // A connection is reset at the side that is one.
+            libc::ECONNRESET if stream(self.pair.0) && !stream(self.pair.1) => Some(Side::Source),
+            libc::ENOSPC | libc::EPIPE | libc::ECONNRESET | libc::EFBIG => Some(Side::Destination),
+            _ => None,
+        };
+        site.side().or(named)
+    }
+}
+
+impl Expect {
+    /// Whether that is what became of it; else what is wrong.
+    pub(crate) fn judge(self, answer: Answer, first: Backend, run: &Run) -> Result<(), String> {
+        let expected = match (self, &run.result) {
+            (Expect::Either(_), Ok(_)) => Expect::All,
+            (Expect::Either(side), Err(_)) => Expect::Fails(Some(side)),
+            (Expect::Refused(_), Err(error)) if error.side().is_none() => Expect::Fails(None),
+            (Expect::Refused(side), _) => Expect::Fails(side),
+            (expected, _) => expected,
+        };
+        match (expected, &run.result) {
+            (Expect::All, Ok(report)) if report.bytes == run.whole => Ok(()),
+            (Expect::Ends, Ok(report)) if report.end == Ending::SourceEnded => Ok(()),
+            (Expect::Fails(side), Err(error)) => {
+                if error.side() != side {
+                    return Err(format!(
+                        "{:?} is named, not {side:?}: {error}",
+                        error.side()
+                    ));
+                }
+                let number = error.io_error().and_then(std::io::Error::raw_os_error);
+                if let Answer::Errno(errno) = answer {
+                    if number != Some(errno) {
+                        return Err(format!("not the errno {errno} that was given: {error}"));
+                    }
+                }
+                if error.backend() != Some(first) {
+                    return Err(format!("{first} was at work, not {:?}", error.backend()));
+                }
+                Ok(())
+            }
+            (_, Ok(report)) => {
+                let Run { whole, .. } = run;
+                Err(format!(
+                    "{self:?} expected, but {} of {whole} bytes, {:?}",
+                    report.bytes, report.end
+                ))
+            }
+            (_, Err(error)) => Err(format!(
+                "{self:?} expected, but {:?}: {error}",
+                error.side()
+            )),
+        }
+    }
+}
