@@ -188,6 +188,8 @@ impl Driver {
             base: wishes.dst_offset,
         };
         let same_file = same_file(src_fd, dst_fd, &src, &dst, len)?;
+        // Whoever made it non-blocking has other things to do.
+        let fair = dst.facts.is_nonblocking() && dst.facts.kind().is_stream();
         // Only a pipe or a socket raises SIGPIPE, and most Rust programs ignore it.
         let raises = dst.facts.kind() == Kind::Pipe || dst.facts.kind().is_socket();
         Ok(Self {
@@ -211,7 +213,7 @@ impl Driver {
             drop_behind: None,
             same_file,
             pace: None,
-            most: u64::MAX,
+            most: if fair { FAIR } else { u64::MAX },
         })
     }
 

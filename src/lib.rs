@@ -120,3 +120,8 @@ struct Readme;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/adding-a-backend.md")]
 struct AddingABackend;
+
+/// And the page for those who come from another call.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/coming-from.md")]
+struct ComingFrom;

@@ -31,7 +31,7 @@ pub use crate::sys::mapped::map_file_unchecked;
 ///
 /// fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK))?;
 /// let page = zcio::map_file(&file, 0..24)?;
-/// assert_eq!(page.slice(11..), "sent to many");
+/// assert_eq!(page.slice(12..), "sent to many");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn map_file<F: AsFd>(file: F, range: Range<u64>) -> io::Result<Bytes> {

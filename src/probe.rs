@@ -371,6 +371,9 @@ impl Wishes {
         }
         match backend {
             Backend::Reflink if self.reflink == Reflink::Never => return Err(Unfit::Denied),
+            Backend::Reflink => {}
+            // Shared or an error, also where another backend was asked for.
+            _ if self.reflink == Reflink::Always => return Err(Unfit::Denied),
             // On a filesystem that can share, this call shares when it likes.
             CopyFileRange if self.reflink == Reflink::Never && src.may_share_extents() => {
                 return Err(Unfit::Denied);

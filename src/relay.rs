@@ -249,6 +249,7 @@ impl RelayOptions {
         self.half_close == HalfClose::CloseBoth
     }
 
+    #[cfg(feature = "tokio")]
     pub(crate) fn idle_limit(&self) -> Option<Duration> {
         self.idle
     }

@@ -14,7 +14,7 @@ use std::future::Future;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ::tokio::io::Interest;
 use ::tokio::io::unix::AsyncFd;
@@ -355,8 +355,9 @@ where
     D: Readiness + ?Sized,
 {
     let would_block = || io::Error::from(io::ErrorKind::WouldBlock);
-    if mover.driver().remaining() == 0 {
-        // What is left to do needs neither.
+    let driver = mover.driver();
+    if driver.remaining() == 0 || driver.deadline().is_some_and(|d| d <= Instant::now()) {
+        // What is left to do, or to say, needs neither to be ready.
         return mover.advance(src.fd(), dst.fd());
     }
     let mut outcome = None;

@@ -18,6 +18,8 @@ mod direct;
 mod lane;
 #[path = "hazards/limits.rs"]
 mod limits;
+#[path = "hazards/rlimit.rs"]
+mod rlimit;
 #[path = "hazards/signals.rs"]
 mod signals;
 #[path = "hazards/snapshot.rs"]

@@ -7,7 +7,9 @@ use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
-use common::{Before, Claim, Data, Destination, DestinationKind, Source, SourceKind, make, within};
+use common::{
+    Before, Claim, Data, Destination, DestinationKind, Source, SourceKind, make, watch, within,
+};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 const DATA: Data = Data::new(0x0a1e);
@@ -178,12 +180,13 @@ fn catches_what_is_left_behind() {
 }
 
 #[test]
-#[should_panic(expected = "no end after 1 s at the place where it hangs")]
 fn the_watchdog_bites() {
-    within(1, |pulse| {
+    let hang = watch::watched(1, |pulse| {
         let (reader, _writer) = make::pipe();
         pulse.at("the place where it hangs");
         // Nobody ever writes.
         let _ = nix::unistd::read(&reader, &mut [0]);
     });
+    let text = "no end after 1 s at the place where it hangs";
+    assert_eq!(hang, Err(text.to_owned()));
 }

@@ -16,12 +16,24 @@ mod cell;
 #[path = "root/child.rs"]
 mod child;
 mod common;
+#[path = "root/direct.rs"]
+mod direct;
 #[path = "root/disk.rs"]
 mod disk;
 #[path = "root/full.rs"]
 mod full;
+#[path = "root/killed.rs"]
+mod killed;
+#[path = "root/network.rs"]
+mod network;
+#[path = "root/pipes.rs"]
+mod pipes;
 #[path = "root/plain.rs"]
 mod plain;
+#[path = "root/reflink.rs"]
+mod reflink;
+#[path = "root/sparse.rs"]
+mod sparse;
 
 use child::alone;
 
@@ -93,4 +105,90 @@ fn a_source_made_read_only_midway() {
         60,
         broken::read_only_source,
     );
+}
+
+#[test]
+#[ignore = "root: mounts filesystems"]
+fn o_direct_with_unaligned_head_and_tail() {
+    alone(
+        "o_direct_with_unaligned_head_and_tail",
+        60,
+        direct::unaligned,
+    );
+}
+
+#[test]
+#[ignore = "root: mounts filesystems"]
+fn shared_extents_are_isolated() {
+    alone(
+        "shared_extents_are_isolated",
+        60,
+        reflink::shared_and_isolated,
+    );
+}
+
+#[test]
+#[ignore = "root: mounts filesystems"]
+fn reflink_never_gives_blocks_of_its_own() {
+    alone("reflink_never_gives_blocks_of_its_own", 60, reflink::never);
+}
+
+#[test]
+#[ignore = "root: mounts filesystems"]
+fn reflink_always_shares_or_fails() {
+    alone(
+        "reflink_always_shares_or_fails",
+        60,
+        reflink::always_or_an_error,
+    );
+}
+
+#[test]
+#[ignore = "root: mounts filesystems"]
+fn ranges_that_cannot_be_shared() {
+    alone("ranges_that_cannot_be_shared", 60, reflink::alignment);
+}
+
+#[test]
+#[ignore = "root: mounts filesystems"]
+fn holes_are_kept() {
+    alone("holes_are_kept", 60, sparse::holes);
+}
+
+#[test]
+#[ignore = "root: mounts filesystems"]
+fn a_tebibyte_of_holes() {
+    alone("a_tebibyte_of_holes", 60, sparse::one_tebibyte);
+}
+
+#[test]
+#[ignore = "root: mounts filesystems"]
+fn an_immutable_file_is_no_refusal_of_the_mechanism() {
+    alone(
+        "an_immutable_file_is_no_refusal_of_the_mechanism",
+        60,
+        sparse::immutable,
+    );
+}
+
+#[test]
+#[ignore = "root: makes network namespaces"]
+fn a_slow_link_costs_no_processor_time() {
+    alone(
+        "a_slow_link_costs_no_processor_time",
+        60,
+        network::slow_link,
+    );
+}
+
+#[test]
+#[ignore = "root: becomes another user"]
+fn pipes_past_the_users_share() {
+    alone("pipes_past_the_users_share", 60, pipes::past_the_soft_limit);
+}
+
+#[test]
+#[ignore = "root: mounts filesystems"]
+fn nothing_is_left_where_it_is_killed() {
+    killed::killed("nothing_is_left_where_it_is_killed");
 }

@@ -55,7 +55,7 @@ pub(crate) fn heading(machine: &str, plan: &Plan<'_>) -> String {
 pub(crate) fn table(outcome: &Outcome) -> String {
     let mut text = format!(
         "\n{:<32}{:>9}{:>14}{:>11}{:>15}{:>12}\n",
-        format!("{}, {} rounds", outcome.pair.name(), outcome.rounds),
+        format!("{}, rounds: {}", outcome.pair.name(), outcome.rounds),
         "GiB/s",
         "CPU ms/GiB",
         "syscalls",

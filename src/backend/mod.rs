@@ -384,18 +384,32 @@ fn blame(error: &io::Error) -> Option<Side> {
     errno::is_destinations(error).then_some(Side::Destination)
 }
 
-/// Which side made a call with two descriptors answer EAGAIN, nothing being in flight: a source
-/// that is a stream and has nothing to read, else the destination.
-fn blocked_side(src: &Endpoint<'_>) -> Result<Side, Fault> {
-    if !src.kind().is_stream() {
-        return Ok(Side::Destination);
+/// Makes a call with two descriptors, nothing being in flight. `Err`: the side that blocks it.
+///
+/// EAGAIN does not tell which one that is. A source that has nothing to read is it. One that has may
+/// have got it only just now: so the call is made once more, and what it says then it says of the
+/// destination. (Whoever waits for edges would wait for ever for one of a side that never blocked.)
+fn call_either(
+    src: &Endpoint<'_>,
+    mut call: impl FnMut() -> io::Result<usize>,
+) -> Result<io::Result<usize>, Result<Step, Fault>> {
+    let mut asked = false;
+    loop {
+        match call() {
+            Err(e) if errno::would_block(&e) => {
+                let blocked = |side| Err(Ok(Step::Blocked(side)));
+                if asked || !src.kind().is_stream() {
+                    return blocked(Side::Destination);
+                }
+                match call::is_ready(src.fd(), false) {
+                    Ok(true) => asked = true,
+                    Ok(false) => return blocked(Side::Source),
+                    Err(e) => return Err(Err(Fault::new(Side::Source, e))),
+                }
+            }
+            other => return Ok(other),
+        }
     }
-    let ready = call::is_ready(src.fd(), false).map_err(|e| Fault::new(Side::Source, e))?;
-    Ok(if ready {
-        Side::Destination
-    } else {
-        Side::Source
-    })
 }
 
 /// Refuses a kind of descriptor on one side.

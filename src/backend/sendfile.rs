@@ -9,7 +9,7 @@ use std::num::NonZeroUsize;
 
 use super::{Backend, Endpoint, Fault, Kind, Side, Step, Unfit, ZeroCopyTransfer};
 use crate::sys::call;
-use crate::sys::errno::{self, Call};
+use crate::sys::errno::Call;
 
 /// The most that one call is asked for: on a socket that takes 10 Gbit/s, 2 ms. A larger count
 /// saves nothing that can be measured, and would let one fast peer, or a slow disk, hold up the
@@ -84,17 +84,18 @@ impl ZeroCopyTransfer for Sendfile {
         limit: NonZeroUsize,
     ) -> Result<Step, Fault> {
         let count = self.count(src, dst, limit.get());
-        match call::sendfile(dst.fd(), src.fd(), src.offset(), count) {
-            Ok(n) => {
+        let sendfile = || call::sendfile(dst.fd(), src.fd(), src.offset(), count);
+        match super::call_either(src, sendfile) {
+            Ok(Ok(n)) => {
                 self.left = self.left.saturating_sub(n as u64);
                 Ok(super::moved_or_ended(n))
             }
-            Err(e) if errno::would_block(&e) => Ok(Step::Blocked(super::blocked_side(src)?)),
+            Err(blocked) => blocked,
             // Beyond the largest offset that the filesystem knows, there is nothing to send.
-            Err(e) if e.raw_os_error() == Some(libc::EOVERFLOW) && is_at_end(src) => {
+            Ok(Err(e)) if e.raw_os_error() == Some(libc::EOVERFLOW) && is_at_end(src) => {
                 Ok(Step::Ended)
             }
-            Err(e) => super::unfit_or_fault(Call::Sendfile, super::side_of(src, dst, &e), e),
+            Ok(Err(e)) => super::unfit_or_fault(Call::Sendfile, super::side_of(src, dst, &e), e),
         }
     }
 }

@@ -98,7 +98,9 @@ impl Splice {
         // Whatever the reason: no pipe is no fault of either side.
         let refused = |e: io::Error| Unfit::Refused(e.raw_os_error().unwrap_or(0));
         let pipe = pipe.map_err(|e| Ok(Step::Unfit(refused(e))))?;
-        pipe.filter(|pipe| !self.choosy || !stream || pipe.capacity() >= WORTHWHILE.min(limit))
+        // A user past his share of pipe memory gets one page or two, whatever was asked for.
+        let enough = if stream { WORTHWHILE } else { DEFAULT_CAPACITY };
+        pipe.filter(|pipe| !self.choosy || pipe.capacity() >= enough.min(limit))
             .ok_or(Ok(Step::Unfit(Unfit::SmallPipe)))
     }
 
@@ -116,10 +118,11 @@ impl Splice {
     /// One call between descriptors of which one is a pipe: nothing stays in between.
     fn direct(src: &Endpoint<'_>, dst: &Endpoint<'_>, limit: usize) -> Result<Step, Fault> {
         let (from, to) = (src.offset(), dst.offset());
-        match call::splice(src.fd(), from, dst.fd(), to, limit.min(FAIR)) {
-            Ok(n) => Ok(super::moved_or_ended(n)),
-            Err(e) if errno::would_block(&e) => Ok(Step::Blocked(super::blocked_side(src)?)),
-            Err(e) => super::unfit_or_fault(Call::Splice, super::side_of(src, dst, &e), e),
+        let splice = || call::splice(src.fd(), from, dst.fd(), to, limit.min(FAIR));
+        match super::call_either(src, splice) {
+            Ok(Ok(n)) => Ok(super::moved_or_ended(n)),
+            Err(blocked) => blocked,
+            Ok(Err(e)) => super::unfit_or_fault(Call::Splice, super::side_of(src, dst, &e), e),
         }
     }
 

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
@@ -24,8 +24,9 @@ impl Pulse {
     }
 }
 
-/// Runs `body` in a thread with a descriptor table of its own, and fails where it neither ends nor
-/// reports anything for `seconds`.
+/// Runs `body` in a thread with a descriptor table of its own, and ends the whole process where it
+/// neither ends nor reports anything for `seconds`: a transfer that never ends may fill a disk
+/// meanwhile, and nothing else stops it.
 ///
 /// The table begins empty but for the three standard descriptors, and threads that `body` starts
 /// share it: so descriptors can be counted while other tests run beside, and no other test's
@@ -34,6 +35,20 @@ pub fn within<T: Send + 'static>(
     seconds: u64,
     body: impl FnOnce(&Pulse) -> T + Send + 'static,
 ) -> T {
+    watched(seconds, body).unwrap_or_else(|hang| {
+        let test = thread::current();
+        let name = test.name().unwrap_or("a test");
+        // Past the capture of the test harness, which would be lost with the process.
+        let _ = writeln!(io::stderr(), "\n{name}: {hang}");
+        std::process::abort()
+    })
+}
+
+/// As [`within`], with the hang as an error, and the thread left behind.
+pub fn watched<T: Send + 'static>(
+    seconds: u64,
+    body: impl FnOnce(&Pulse) -> T + Send + 'static,
+) -> Result<T, String> {
     let (sender, reports) = channel();
     let worker = thread::spawn(move || {
         own_table(None);
@@ -43,12 +58,14 @@ pub fn within<T: Send + 'static>(
     loop {
         match reports.recv_timeout(Duration::from_secs(seconds)) {
             Ok(what) => last = what,
-            Err(RecvTimeoutError::Timeout) => panic!("no end after {seconds} s at {last}"),
+            Err(RecvTimeoutError::Timeout) => {
+                return Err(format!("no end after {seconds} s at {last}"));
+            }
             // The body has ended, one way or the other.
             Err(RecvTimeoutError::Disconnected) => break,
         }
     }
-    worker.join().unwrap_or_else(|cause| {
+    worker.join().map_err(|cause| {
         eprintln!("failed at {last}");
         panic::resume_unwind(cause)
     })

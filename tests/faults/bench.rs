@@ -4,14 +4,14 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::sync::OnceLock;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::setsockopt;
-use nix::sys::socket::sockopt::RcvBuf;
+use nix::sys::socket::sockopt::{Linger, RcvBuf};
 use nix::unistd::{Whence, lseek64};
 
-use crate::common::{Data, make};
+use crate::common::make;
+use crate::sources::{CHUNK, FILLER, Medium, OFFSETS, OWN, Sources, content, filled};
 
 /// What one side is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,72 +46,6 @@ pub(crate) const PAIRS: [(End, End); 10] = [
     (End::Pipe, End::Tcp),
     (End::Pipe, End::Pipe),
 ];
-
-/// At most so much moves at once: enough steps for the eighth call of every site, and so few bytes
-/// in each that one step's always find room on the other side.
-pub(crate) const CHUNK: usize = 64 << 10;
-/// Eleven chunks and a bit: ten times a pipe's default, almost three buffers of read/write.
-const LEN: usize = 11 * CHUNK + 777;
-/// Where transfers begin by the files' own positions: on a page.
-const OWN: u64 = 4096;
-/// Where they begin by explicit offsets: nowhere in particular.
-pub(crate) const OFFSETS: (u64, u64) = (4099, 12_289);
-/// What a destination file holds before; some of it stands in front of what is delivered.
-const FILLER: u8 = 0x5a;
-
-/// The content of the source, from the start of the file.
-pub(crate) fn content() -> &'static [u8] {
-    static CONTENT: OnceLock<Vec<u8>> = OnceLock::new();
-    CONTENT.get_or_init(|| Data::new(3).bytes(0, OFFSETS.0 as usize + LEN))
-}
-
-/// Where files lie.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Medium {
-    /// In the directory for temporary files.
-    Disk,
-    /// In memory: for O_DIRECT, which would wait for a disk, and takes any length there.
-    Memory,
-}
-
-impl Medium {
-    fn file(self) -> File {
-        match self {
-            Medium::Disk => make::disk_file(),
-            Medium::Memory => make::memfd(),
-        }
-    }
-}
-
-/// The sources as files, made once for all runs of a matrix.
-#[derive(Debug)]
-pub(crate) struct Sources([File; 2]);
-
-impl Sources {
-    pub(crate) fn new() -> Self {
-        Self([Medium::Disk, Medium::Memory].map(|medium| {
-            let mut file = medium.file();
-            file.write_all(content()).expect("room for a small file");
-            file
-        }))
-    }
-
-    fn open(&self, medium: Medium) -> OwnedFd {
-        let number = self.0[medium as usize].as_raw_fd();
-        let file = File::open(format!("/proc/thread-self/fd/{number}"));
-        file.expect("our own file").into()
-    }
-
-    /// That no transfer has written to one.
-    pub(crate) fn are_unchanged(&self) -> bool {
-        let mut bytes = vec![0; content().len() + 1];
-        let mut same = |file: &File| {
-            let n = file.read_at(&mut bytes, 0);
-            n.is_ok_and(|n| bytes[..n] == *content())
-        };
-        self.0.iter().all(|file| same(file))
-    }
-}
 
 /// A pair ready for one transfer.
 #[derive(Debug)]
@@ -178,7 +112,7 @@ impl Bench {
         let (src, feeder) = match from {
             End::File => (sources.open(medium), None),
             _ => {
-                let (src, feeder) = stream(from);
+                let (src, feeder) = stream(from, sources);
                 (src, Some(feeder))
             }
         };
@@ -188,7 +122,7 @@ impl Bench {
                 None,
             ),
             _ => {
-                let (taker, dst) = stream(to);
+                let (taker, dst) = stream(to, sources);
                 (dst, Some(taker))
             }
         };
@@ -245,6 +179,7 @@ impl Bench {
             drop(self.dst);
             self.peers.take_all().map_err(|e| e.to_string())?;
         }
+        hang_up(self.src);
         let landed = &self.peers.landed;
         if let Some(at) = landed.wrong_at {
             return Err(format!("wrong from byte {at} of {} on", landed.count));
@@ -290,7 +225,7 @@ impl Bench {
 
 impl Peers {
     /// The descriptor that serves the source, as a bit.
-    pub(crate) fn feeder(&self) -> u128 {
+    pub(crate) fn feeder(&self) -> u64 {
         self.feeder.as_ref().map_or(0, |file| 1 << file.as_raw_fd())
     }
 
@@ -330,10 +265,12 @@ impl Peers {
         let mut buf = vec![0; CHUNK];
         loop {
             match taker.read(&mut buf)? {
-                0 => return Ok(()),
+                0 => break,
                 n => self.landed.arrive(&buf[..n]),
             }
         }
+        hang_up(taker.into());
+        Ok(())
     }
 }
 
@@ -370,19 +307,11 @@ impl Landed {
     }
 }
 
-/// A new file that holds `len` bytes of filler.
-fn filled(medium: Medium, len: u64) -> OwnedFd {
-    let mut file = medium.file();
-    file.write_all(&vec![FILLER; len as usize])
-        .expect("room for a small file");
-    file.into()
-}
-
 /// Two ends of a stream: what is written to the second is read from the first.
-fn stream(end: End) -> (OwnedFd, OwnedFd) {
+fn stream(end: End, sources: &Sources) -> (OwnedFd, OwnedFd) {
     match end {
         End::Tcp => {
-            let (one, other) = make::tcp();
+            let (one, other) = sources.connection();
             // A short piece is not held back until the one before is acknowledged.
             other.set_nodelay(true).expect("TCP_NODELAY");
             // Nor does it wait for a window that opens by large segments only.
@@ -400,6 +329,16 @@ fn stream(end: End) -> (OwnedFd, OwnedFd) {
             (reader, writer)
         }
     }
+}
+
+/// Closes the last end of a connection for good, so that nothing of it waits for stray segments:
+/// thousands of runs would use up the ports. For any other descriptor it is a plain close.
+fn hang_up(fd: OwnedFd) {
+    let linger = libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
+    let _ = setsockopt(&fd, Linger, &linger);
 }
 
 fn other_end(fd: OwnedFd) -> File {

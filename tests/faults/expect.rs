@@ -59,11 +59,27 @@ impl Scene {
         })
     }
 
-    /// The side to wait for where a call of this site would block, both sides being ready.
-    pub(crate) fn waits(&self, site: Site) -> Option<Side> {
+    /// Whether EAGAIN from this site does not tell by itself which side it speaks of: the source is
+    /// looked at, and where it is ready the call is made once more.
+    pub(crate) fn is_ambiguous(&self, site: Site) -> bool {
+        matches!(site, Site::Splice | Site::Sendfile) && self.pair.0 != End::File
+    }
+
+    /// The side that blocks where a call of this site does, both sides being ready: none of them is
+    /// the source's alone.
+    pub(crate) fn blocks(&self, site: Site) -> Option<Side> {
         match site {
             Site::Splice | Site::Sendfile => Some(Side::Destination),
             other => other.side(),
+        }
+    }
+
+    /// The side that poll(2) is asked about after one EAGAIN.
+    pub(crate) fn polls(&self, site: Site) -> Option<Side> {
+        if self.is_ambiguous(site) {
+            Some(Side::Source)
+        } else {
+            self.blocks(site)
         }
     }
 
@@ -129,11 +145,15 @@ impl Scene {
 
     /// The side that has to be named.
     fn side(&self, site: Site, errno: i32) -> Option<Side> {
-        let stream = |end| matches!(end, End::Tcp | End::Unix);
         let named = match errno {
-            // A connection is reset at the side that is one.
-            libc::ECONNRESET if stream(self.pair.0) && !stream(self.pair.1) => Some(Side::Source),
-            libc::ENOSPC | libc::EPIPE | libc::ECONNRESET | libc::EFBIG => Some(Side::Destination),
+            libc::ENOSPC | libc::EPIPE | libc::EFBIG => Some(Side::Destination),
+            // Of two sides, the one that it cannot be is told by what they are: a pipe neither
+            // loses its storage nor its connection, and a file that can be read has not failed.
+            libc::EIO | libc::ECONNRESET => match self.pair {
+                (End::File | End::Pipe, _) => Some(Side::Destination),
+                (_, End::Pipe) => Some(Side::Source),
+                _ => None,
+            },
             _ => None,
         };
         site.side().or(named)

@@ -4,11 +4,12 @@
 
 use std::cell::Cell;
 use std::ffi::{c_int, c_long, c_uint, c_ulong, c_void};
-use std::io;
 use std::ptr;
 
+use nix::errno::Errno;
+
 use crate::bench::Peers;
-use crate::plan::{Answer, Numbers, Script, Site};
+use crate::plan::{Answer, Numbers, POLL, Script, Site};
 
 /// What an armed thread's calls meet.
 pub(crate) struct Stage<'a> {
@@ -55,8 +56,7 @@ fn call(nr: c_long, args: [usize; 6]) -> c_long {
     match result {
         Ok(value) => value,
         Err(errno) => {
-            // SAFETY: the location is this thread's errno.
-            unsafe { *libc::__errno_location() = errno };
+            Errno::set_raw(errno);
             -1
         }
     }
@@ -108,7 +108,7 @@ fn truth(stage: &Stage<'_>, nr: c_long, args: [usize; 6]) -> Result<c_long, c_in
     }
     let result = kernel(nr, args);
     if result < 0 {
-        return Err(io::Error::last_os_error().raw_os_error().unwrap_or(0));
+        return Err(Errno::last_raw());
     }
     if stage.shares && nr == libc::SYS_fstatfs {
         // SAFETY: fstatfs(2) has just filled this `statfs`.
@@ -287,8 +287,18 @@ extern "C" fn pipe2(fds: *mut c_int, flags: c_int) -> c_int {
 
 #[unsafe(no_mangle)]
 extern "C" fn poll(fds: *mut libc::pollfd, count: libc::nfds_t, timeout: c_int) -> c_int {
-    let args = [fds as usize, count as usize, timeout as usize, 0, 0, 0];
-    call(libc::SYS_poll, args) as c_int
+    let limit = libc::timespec {
+        tv_sec: i64::from(timeout / 1000),
+        tv_nsec: i64::from(timeout % 1000) * 1_000_000,
+    };
+    let (fds, count) = (fds as usize, count as usize);
+    let args = match POLL {
+        // Not every architecture has poll(2) itself.
+        libc::SYS_ppoll if timeout < 0 => [fds, count, 0, 0, 0, 0],
+        libc::SYS_ppoll => [fds, count, ptr::from_ref(&limit) as usize, 0, 0, 0],
+        _ => [fds, count, timeout as usize, 0, 0, 0],
+    };
+    call(POLL, args) as c_int
 }
 
 #[unsafe(no_mangle)]

@@ -155,34 +155,35 @@ impl Answer {
     }
 }
 
-/// One fault: at the `at`-th call of a site, counted from 1, or at every `at`-th.
+/// Which calls of a site are answered.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum When {
+    /// This one, counted from 1.
+    At(u32),
+    /// Every second one, so that the one after it goes through.
+    EveryOther,
+    /// Two in a row, so that the one after them goes through.
+    TwoOfThree,
+}
+
+/// What repeats does so this often at most: no way of asking twice in a row meets it for ever.
+const MOST: u32 = 10;
+
+/// One fault, or the same one again and again.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rule {
     pub(crate) site: Site,
-    pub(crate) at: u32,
-    pub(crate) repeats: bool,
+    pub(crate) when: When,
     pub(crate) answer: Answer,
 }
 
 impl Rule {
-    pub(crate) fn once(site: Site, at: u32, answer: Answer) -> Self {
-        Self {
-            site,
-            at,
-            repeats: false,
-            answer,
-        }
+    pub(crate) fn new(site: Site, when: When, answer: Answer) -> Self {
+        Self { site, when, answer }
     }
 
-    /// At every second call, so that the one after it goes through; ten times at most, so that no
-    /// way of asking twice in a row meets it for ever.
-    pub(crate) fn every_other(site: Site, answer: Answer) -> Self {
-        Self {
-            site,
-            at: 2,
-            repeats: true,
-            answer,
-        }
+    pub(crate) fn once(site: Site, at: u32, answer: Answer) -> Self {
+        Self::new(site, When::At(at), answer)
     }
 }
 
@@ -270,10 +271,11 @@ impl Script {
                 continue;
             }
             self.since[i] += 1;
-            let due = if rule.repeats {
-                self.since[i] % rule.at == 0 && self.fired[i] < 10
-            } else {
-                self.since[i] == rule.at
+            let (count, fired) = (self.since[i], self.fired[i]);
+            let due = match rule.when {
+                When::At(at) => count == at,
+                When::EveryOther => count % 2 == 0 && fired < MOST,
+                When::TwoOfThree => count % 3 != 1 && fired < MOST,
             };
             if due {
                 self.fired[i] += 1;

@@ -5,10 +5,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 use bytes::Bytes;
 use zcio::{Backend, Side, Status};
 
-use crate::bench::{Bench, Sources};
+use crate::bench::Bench;
 use crate::case::{Case, Made, Run, open_descriptors};
 use crate::hooks::{self, Stage};
 use crate::plan::Script;
+use crate::sources::Sources;
 
 /// The backends that would be tried where files look as the case has them look.
 pub(crate) fn look(case: &Case, sources: &Sources) -> Vec<Backend> {

@@ -94,7 +94,7 @@ pub(crate) fn publish(name: &str, text: &str) {
 /// After EAGAIN, the side was waited for that the call had named.
 fn waited(met: Met, scene: &Scene, expected: Expect, run: &Run) -> Result<(), String> {
     let unless = met.answer != Answer::Errno(libc::EAGAIN) || expected != Expect::All;
-    let Some(side) = scene.waits(met.site).filter(|_| !unless) else {
+    let Some(side) = scene.polls(met.site).filter(|_| !unless) else {
         return Ok(());
     };
     match run.polled {

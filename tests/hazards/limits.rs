@@ -1,7 +1,5 @@
 //! Limits of the process and small pipes: RLIMIT_FSIZE (B25), RLIMIT_NOFILE and one-page pipes
 //! (B29). Limits are the process's, so these tests run in one of their own.
-// setrlimit(2) and ignoring a signal have no safe calls among the dependencies.
-#![allow(unsafe_code)]
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -13,45 +11,8 @@ use zcio::{Backend, End, ErrorKind, Side, Status};
 use crate::child;
 use crate::common::{Before, Claim, Data, DestinationKind, SourceKind, make, within};
 use crate::lane::{KINDS, Kind, Lane, by, case, engines, set_pipe_size};
+use crate::rlimit::{Limit, ignore_sigxfsz};
 use crate::tended::Tended;
-
-type Resource = libc::__rlimit_resource_t;
-
-/// Lowers a soft limit, as long as it lives.
-struct Limit {
-    resource: Resource,
-    before: libc::rlimit,
-}
-
-impl Limit {
-    fn new(resource: Resource, soft: u64) -> Self {
-        let mut before = libc::rlimit {
-            rlim_cur: 0,
-            rlim_max: 0,
-        };
-        // SAFETY: `before` has room for one rlimit.
-        let asked = unsafe { libc::getrlimit(resource, &raw mut before) };
-        assert_eq!(asked, 0);
-        let limit = Self { resource, before };
-        limit.set(libc::rlimit {
-            rlim_cur: soft,
-            ..before
-        });
-        limit
-    }
-
-    fn set(&self, limit: libc::rlimit) {
-        // SAFETY: `limit` is one rlimit, only read.
-        let set = unsafe { libc::setrlimit(self.resource, &raw const limit) };
-        assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
-    }
-}
-
-impl Drop for Limit {
-    fn drop(&mut self) {
-        self.set(self.before);
-    }
-}
 
 fn number(error: &zcio::Error) -> Option<i32> {
     error.io_error().and_then(std::io::Error::raw_os_error)
@@ -60,11 +21,6 @@ fn number(error: &zcio::Error) -> Option<i32> {
 /// The file size that the limit allows: not a whole number of pages.
 const ROOM: u64 = 1_000_000;
 const TOTAL: u64 = 3 << 20;
-
-fn ignore_sigxfsz() {
-    // SAFETY: no code of ours runs for an ignored signal.
-    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
-}
 
 #[test]
 fn a_file_at_its_size_limit_is_an_exact_error() {

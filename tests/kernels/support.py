@@ -282,21 +282,33 @@ class Cpio:
         self.file.close()
 
 
-def base(out, busybox, init, run_suites, suites, root):
-    """What every guest gets: busybox, the first process, the suites, the crate's sources."""
+def base(out, busybox, here, suites, root, *tools):
+    """What every guest gets: busybox, the first process, the suites, the crate's sources, tools."""
+    here = Path(here)
     cpio = Cpio(out)
-    for name in ("bin", "sbin", "etc", "zcio", "zcio/modules.d"):
+    for name in ("bin", "sbin", "usr/bin", "usr/sbin", "etc", "zcio/modules.d", "zcio/on-demand"):
         cpio.directory(name)
     cpio.add("bin/busybox", Path(busybox).read_bytes(), 0o755)
     cpio.symlink("bin/sh", "busybox")
-    cpio.add("init", Path(init).read_bytes(), 0o755)
-    cpio.add("zcio/run-suites", Path(run_suites).read_bytes(), 0o755)
+    cpio.add("init", (here / "init").read_bytes(), 0o755)
+    for name in ("run-suites", "modprobe"):
+        cpio.add(f"zcio/{name}", (here / name).read_bytes(), 0o755)
     cpio.add("zcio/root", (root + "\n").encode())
     cpio.add("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n")
     cpio.add("etc/group", b"root:x:0:\ntty:x:5:\nnogroup:x:65534:\n")
     cpio.add("etc/hosts", b"127.0.0.1 localhost\n")
     for path in sorted(Path(suites).iterdir()):
         cpio.add(f"zcio/suites/{path.name}", path.read_bytes(), 0o755)
+    libraries = set()
+    for tool in tools:
+        found = shutil.which(tool)
+        if not found:
+            continue
+        cpio.add(f"usr/sbin/{tool}", Path(found).read_bytes(), 0o755)
+        needed = subprocess.run(["ldd", found], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+        libraries |= set(re.findall(r"(/\S+) \(0x", needed))
+    for library in sorted(libraries):
+        cpio.add(library, Path(library).read_bytes(), 0o755)
     # Tests may read the crate's own files; `init` puts them where the crate is on this machine.
     cpio.directory("zcio/tree")
     for folder, folders, files in os.walk(root):
@@ -311,11 +323,20 @@ def base(out, busybox, init, run_suites, suites, root):
     cpio.close()
 
 
-def kernel_part(out, home, plan, *wanted):
-    """What one kernel's guest gets besides: its modules and its plan."""
-    order, missing = module_closure(Path(home) / "modules", wanted)
+def kernel_part(out, home, plan, *modules):
+    """What one kernel's guest gets besides: its modules, at the start -- on demand, and its plan."""
+    tree = Path(home) / "modules"
+    at = modules.index("--")
+    order, missing = module_closure(tree, modules[:at])
+    files = dict(order)
     cpio = Cpio(out)
-    for name, data in order.items():
+    for wanted in modules[at + 1:]:
+        needed, not_there = module_closure(tree, [wanted])
+        missing += not_there
+        if wanted in needed:
+            files.update(needed)
+            cpio.add(f"zcio/on-demand/{wanted}", "".join(f"{n}.ko\n" for n in needed).encode())
+    for name, data in files.items():
         cpio.add(f"zcio/modules.d/{name}.ko", data)
     cpio.add("zcio/modules", "".join(f"{n}.ko\n" for n in order).encode())
     cpio.add("zcio/modules.missing", "".join(f"{n}\n" for n in missing).encode())
@@ -387,6 +408,9 @@ def table(results, allow_missing, logs, count, *names):
                 n = {k: int(v) for k, v in fields.items() if v.isdigit()}
                 if n.get("results") and not any(n[k] for k in ("passed", "ignored", "filtered")):
                     fact["cells"][suite] = ("skipped", "skipped: no tests in it")
+                    continue
+                if n.get("results") and n["passed"] == 0 and n["filtered"] == 0:
+                    fact["cells"][suite] = ("skipped", f"skipped: {n['ignored']} ignored")
                     continue
                 if n.get("results"):
                     more = [f"{n[k]} {w}" for k, w in (("ignored", "ignored"), ("filtered", "left out"), ("noted", "SKIPPED inside")) if n.get(k)]

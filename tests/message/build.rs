@@ -26,7 +26,10 @@ fn clones_slices_and_chains_share_memory() {
     let message = Message::new().bytes(header).bytes(vec![2; 10]);
     assert_eq!(pointers(&message)[0], at);
     assert_eq!(pointers(&message.clone()), pointers(&message));
-    assert_eq!(pointers(&message.slice(300..)), [at + 300, pointers(&message)[1]]);
+    assert_eq!(
+        pointers(&message.slice(300..)),
+        [at + 300, pointers(&message)[1]]
+    );
     let chained = message.slice(..500).chain(message.slice(500..));
     assert_eq!(pointers(&chained)[..2], [at, at + 500]);
     assert_eq!(chained.len(), message.len());
@@ -34,7 +37,7 @@ fn clones_slices_and_chains_share_memory() {
     let mut lane = Lane::new(Kind::Unix);
     let report = message.send(&lane.dst).unwrap();
     assert_eq!(report.bytes, 1010);
-    assert_eq!(lane.landed(CLAIM), content(&message));
+    lane.assert_landed("sent", &content(&message));
     assert_eq!(pointers(&message)[0], at);
 }
 
@@ -52,7 +55,11 @@ fn files_are_lent_shared_or_handed_over() {
         .file(owned, 99..100);
     let copy = message.clone();
     drop(message);
-    assert_eq!(Arc::strong_count(&shared), 2, "shared by one message and its clone");
+    assert_eq!(
+        Arc::strong_count(&shared),
+        2,
+        "shared by one message and its clone"
+    );
     let Some(Part::File { file, range }) = copy.parts().last() else {
         panic!("{copy:?}");
     };
@@ -75,14 +82,19 @@ fn a_message_can_be_sent_from_another_thread() {
     let expected = content(&message);
     let mut lane = Lane::new(Kind::Pipe);
     let dst = lane.dst.try_clone().unwrap();
-    std::thread::spawn(move || message.send(dst).unwrap()).join().unwrap();
-    assert_same("from a thread", &lane.landed(CLAIM), &expected);
+    std::thread::spawn(move || message.send(dst).unwrap())
+        .join()
+        .unwrap();
+    lane.assert_landed("from a thread", &expected);
 }
 
 #[test]
 fn empty_parts_are_none() {
     let file = file(1, 10);
-    let message = Message::new().bytes("").file(&file, 7..7).bytes(Bytes::new());
+    let message = Message::new()
+        .bytes("")
+        .file(&file, 7..7)
+        .bytes(Bytes::new());
     assert!(message.is_empty() && message.parts().is_empty());
     assert_eq!(message.slice(..).len(), 0);
     assert!(message.chain(Message::new()).is_empty());
@@ -102,7 +114,7 @@ fn a_slice_beyond_the_end_is_a_mistake() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn a_slice_is_that_range_of_the_content(a in 0..1_700_000_u64, b in 0..1_700_000_u64) {

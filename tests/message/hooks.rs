@@ -44,7 +44,10 @@ impl Site {
 
     /// Whether it brings bytes to the destination.
     fn delivers(self) -> bool {
-        matches!(self, Site::Gather | Site::Sendfile | Site::SpliceOut | Site::Write)
+        matches!(
+            self,
+            Site::Gather | Site::Sendfile | Site::SpliceOut | Site::Write
+        )
     }
 }
 
@@ -75,13 +78,14 @@ type Edit = fn(&mut libc::msghdr);
 pub(crate) struct Stage<'a> {
     /// Empties the other end before each call, so that no second thread is needed.
     pub(crate) taker: Option<&'a mut Taker>,
-    pub(crate) dst: c_int,
     /// One answer: at the so-many-th call of a site, from 1.
     pub(crate) fault: Option<(Site, usize, Answer)>,
     /// The destination takes so many bytes more, and then answers this errno.
     pub(crate) room: Option<(u64, c_int)>,
     /// What becomes of a notification on the error queue, once taken off it.
     pub(crate) notice: Option<Edit>,
+    /// The error queue is empty, whatever is on it.
+    pub(crate) reap_nothing: bool,
     pub(crate) calls: Vec<Call>,
 }
 
@@ -99,13 +103,16 @@ impl Stage<'_> {
     fn answer(&self, site: Site) -> Option<Answer> {
         let at = self.seen(site) + 1;
         let fault = self.fault.filter(|(s, k, _)| *s == site && *k == at);
-        let full = self.room.filter(|_| site.delivers()).map(|(left, errno)| {
-            match usize::try_from(left).unwrap_or(usize::MAX) {
-                0 => Answer::Errno(errno),
-                left => Answer::AtMost(left),
-            }
-        });
-        fault.map(|(_, _, answer)| answer).or(full)
+        let quiet = self.reap_nothing && site == Site::Reap;
+        let quiet = quiet.then_some(Answer::Errno(libc::EAGAIN));
+        let full =
+            self.room.filter(|_| site.delivers()).map(|(left, errno)| {
+                match usize::try_from(left).unwrap_or(usize::MAX) {
+                    0 => Answer::Errno(errno),
+                    left => Answer::AtMost(left),
+                }
+            });
+        fault.map(|(_, _, answer)| answer).or(full).or(quiet)
     }
 }
 
@@ -132,14 +139,14 @@ fn kernel(nr: c_long, [a, b, c, d, e, f]: [usize; 6]) -> c_long {
     unsafe { libc::syscall(nr, a, b, c, d, e, f) }
 }
 
-fn site(nr: c_long, args: &[usize; 6], dst: c_int) -> Option<Site> {
-    let int = |i: usize| args[i] as c_int;
+fn site(nr: c_long, args: &[usize; 6]) -> Option<Site> {
     Some(match nr {
         libc::SYS_sendmsg | libc::SYS_writev => Site::Gather,
         libc::SYS_pread64 => Site::Pread,
         libc::SYS_sendfile => Site::Sendfile,
-        libc::SYS_splice if int(2) == dst => Site::SpliceOut,
-        libc::SYS_splice => Site::SpliceIn,
+        // Files are read by offset.
+        libc::SYS_splice if args[1] != 0 => Site::SpliceIn,
+        libc::SYS_splice => Site::SpliceOut,
         libc::SYS_write => Site::Write,
         libc::SYS_poll => Site::Poll,
         libc::SYS_recvmsg => Site::Reap,
@@ -169,7 +176,7 @@ fn call(nr: c_long, args: [usize; 6]) -> c_long {
 }
 
 fn answer(stage: &mut Stage<'_>, nr: c_long, args: [usize; 6]) -> Result<usize, c_int> {
-    let Some(site) = site(nr, &args, stage.dst) else {
+    let Some(site) = site(nr, &args) else {
         return truth(nr, args);
     };
     if let Some(taker) = &mut stage.taker {
@@ -189,8 +196,16 @@ fn answer(stage: &mut Stage<'_>, nr: c_long, args: [usize; 6]) -> Result<usize, 
         // SAFETY: recvmsg(2) has just filled this `msghdr` and what it leads to.
         edit(unsafe { &mut *(args[1] as *mut libc::msghdr) });
     }
-    let flags = if nr == libc::SYS_sendmsg { args[2] as c_int } else { 0 };
-    stage.calls.push(Call { site, flags, result });
+    let flags = if nr == libc::SYS_sendmsg {
+        args[2] as c_int
+    } else {
+        0
+    };
+    stage.calls.push(Call {
+        site,
+        flags,
+        result,
+    });
     result
 }
 
@@ -230,11 +245,7 @@ fn shortened(
 }
 
 /// The first bytes of a gather.
-fn cut(
-    iov: *const libc::iovec,
-    len: usize,
-    fewer: impl Fn(usize) -> usize,
-) -> Vec<libc::iovec> {
+fn cut(iov: *const libc::iovec, len: usize, fewer: impl Fn(usize) -> usize) -> Vec<libc::iovec> {
     // SAFETY: the caller of a gather has so many iovecs there.
     let mut iov = unsafe { std::slice::from_raw_parts(iov, len) }.to_vec();
     let mut left = fewer(iov.iter().map(|piece| piece.iov_len).sum());

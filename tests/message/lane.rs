@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 use nix::poll::{PollFd, PollFlags, poll};
@@ -38,6 +38,7 @@ pub(crate) struct Taker {
     /// A file is read at the end, not emptied.
     is_file: bool,
     pub(crate) landed: Vec<u8>,
+    buf: Vec<u8>,
 }
 
 impl Taker {
@@ -46,11 +47,10 @@ impl Taker {
         if self.is_file {
             return;
         }
-        let mut buf = vec![0; 256 << 10];
         loop {
-            match self.from.read(&mut buf) {
+            match self.from.read(&mut self.buf) {
                 Ok(0) => return,
-                Ok(n) => self.landed.extend_from_slice(&buf[..n]),
+                Ok(n) => self.landed.extend_from_slice(&self.buf[..n]),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
                 Err(e) => panic!("the other end: {e}"),
             }
@@ -106,6 +106,7 @@ impl Lane {
             from: from.into(),
             is_file,
             landed: Vec::new(),
+            buf: vec![0; 64 << 10],
         };
         Self { dst, taker }
     }
@@ -117,7 +118,6 @@ impl Lane {
         work: impl FnOnce(BorrowedFd<'_>) -> T,
     ) -> (T, Stage<'static>) {
         let mut stage = Stage {
-            dst: self.dst.as_raw_fd(),
             taker: Some(&mut self.taker),
             ..Stage::default()
         };
@@ -132,7 +132,7 @@ impl Lane {
 
     /// All that has arrived, once `claimed` bytes have. That more comes afterwards shows where the
     /// end of a message is compared.
-    pub(crate) fn landed(&mut self, claimed: u64) -> Vec<u8> {
+    pub(crate) fn landed(&mut self, claimed: usize) -> Vec<u8> {
         if self.taker.is_file {
             let len = self.taker.from.metadata().expect("fstat").len() as usize;
             let mut all = vec![0; len];
@@ -144,7 +144,7 @@ impl Lane {
         let _ = setsockopt(&self.dst, TcpNoDelay, &true);
         let mut patience = 50;
         self.taker.pump();
-        while (self.taker.landed.len() as u64) < claimed && patience > 0 {
+        while self.taker.landed.len() < claimed && patience > 0 {
             let mut fds = [PollFd::new(self.taker.from.as_fd(), PollFlags::POLLIN)];
             poll(&mut fds, 100_u16).expect("poll(2)");
             self.taker.pump();
@@ -152,12 +152,18 @@ impl Lane {
         }
         self.taker.landed.clone()
     }
+
+    /// That this is what has arrived, and nothing else.
+    pub(crate) fn assert_landed(&mut self, what: impl std::fmt::Debug, expected: &[u8]) {
+        assert_same(&format!("{what:?}"), &self.landed(expected.len()), expected);
+    }
 }
 
 /// A file with `len` bytes of known content.
 pub(crate) fn file(seed: u64, len: usize) -> File {
     let mut file = make::disk_file();
-    file.write_all(&Data::new(seed).bytes(0, len)).expect("room");
+    file.write_all(&Data::new(seed).bytes(0, len))
+        .expect("room");
     file
 }
 
@@ -221,6 +227,9 @@ pub(crate) fn boundaries(message: &Message<'_>) -> Vec<u64> {
 /// Compares without printing a megabyte.
 pub(crate) fn assert_same(what: &str, got: &[u8], expected: &[u8]) {
     assert_eq!(got.len(), expected.len(), "{what}: the length");
+    if got == expected {
+        return;
+    }
     let wrong = got.iter().zip(expected).position(|(a, b)| a != b);
-    assert_eq!(wrong, None, "{what}: the first wrong byte");
+    panic!("{what}: the first wrong byte is at {wrong:?}");
 }

@@ -18,24 +18,42 @@ fn a_file_that_is_too_short_says_how_far_it_came() {
     for kind in Kind::ALL {
         // A small one is found out before its header goes.
         let short = file(1, 1000);
-        let message = Message::new().bytes("head").file(&short, 0..SMALL).bytes("tail");
+        let message = Message::new()
+            .bytes("head")
+            .file(&short, 0..SMALL)
+            .bytes("tail");
         let mut lane = Lane::new(kind);
         let error = lane.run(|_| {}, |dst| message.send(dst)).0.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::SourceTruncated, "{kind:?}: {error}");
+        assert_eq!(
+            error.kind(),
+            ErrorKind::SourceTruncated,
+            "{kind:?}: {error}"
+        );
         assert_eq!(error.side(), Some(Side::Source));
         assert_eq!(error.io_error().unwrap().kind(), IoKind::UnexpectedEof);
-        assert_eq!((error.delivered(), lane.landed(CLAIM).len()), (0, 0), "{kind:?}");
+        assert_eq!(
+            (error.delivered(), lane.landed(0).len()),
+            (0, 0),
+            "{kind:?}"
+        );
 
         // Of a large one, what there is has gone.
         let len = LARGE as usize - 1;
         let short = file(1, len);
-        let message = Message::new().bytes("head").file(&short, 0..LARGE).bytes("tail");
+        let message = Message::new()
+            .bytes("head")
+            .file(&short, 0..LARGE)
+            .bytes("tail");
         let mut lane = Lane::new(kind);
         let error = lane.run(|_| {}, |dst| message.send(dst)).0.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::SourceTruncated, "{kind:?}: {error}");
+        assert_eq!(
+            error.kind(),
+            ErrorKind::SourceTruncated,
+            "{kind:?}: {error}"
+        );
         assert_eq!(error.delivered(), 4 + len as u64, "{kind:?}: {error}");
         let expected = content(&message.slice(..4 + len as u64));
-        assert_same(&format!("{kind:?}"), &lane.landed(CLAIM), &expected);
+        lane.assert_landed(kind, &expected);
     }
 }
 
@@ -58,9 +76,13 @@ fn a_file_cut_on_the_way_says_how_far_it_came() {
                 Err(error) => break error,
             }
         };
-        assert_eq!(error.kind(), ErrorKind::SourceTruncated, "{kind:?}: {error}");
+        assert_eq!(
+            error.kind(),
+            ErrorKind::SourceTruncated,
+            "{kind:?}: {error}"
+        );
         assert_eq!(error.delivered(), sending.delivered());
-        let landed = lane.landed(CLAIM);
+        let landed = lane.landed(error.delivered() as usize);
         assert_eq!(landed.len() as u64, error.delivered(), "{kind:?}");
         // The page in which the file now ends may have been cut under what was sent already.
         let whole = landed.len().min(90_000);
@@ -80,13 +102,25 @@ fn what_cannot_be_read_is_known_before_its_header_goes() {
     let (pipe, _writer) = make::pipe();
     for kind in Kind::ALL {
         for len in [100, 1 << 20] {
-            for file in [directory.as_fd_ref(), write_only.as_fd_ref(), pipe.as_fd_ref()] {
+            for file in [
+                directory.as_fd_ref(),
+                write_only.as_fd_ref(),
+                pipe.as_fd_ref(),
+            ] {
                 let message = Message::new().bytes("head").file(file, 0..len);
                 let mut lane = Lane::new(kind);
                 let error = lane.run(|_| {}, |dst| message.send(dst)).0.unwrap_err();
-                assert_eq!(error.kind(), ErrorKind::InvalidInput, "{kind:?} {len}: {error}");
+                assert_eq!(
+                    error.kind(),
+                    ErrorKind::InvalidInput,
+                    "{kind:?} {len}: {error}"
+                );
                 assert_eq!(error.side(), Some(Side::Source), "{kind:?} {len}: {error}");
-                assert_eq!((error.delivered(), lane.landed(CLAIM).len()), (0, 0), "{kind:?}");
+                assert_eq!(
+                    (error.delivered(), lane.landed(0).len()),
+                    (0, 0),
+                    "{kind:?}"
+                );
             }
         }
     }
@@ -106,13 +140,22 @@ impl<T: std::os::fd::AsFd> AsFdRef for T {
 fn offsets_at_the_edge_are_typed_errors() {
     let source = file(1, 100);
     let edge = i64::MAX as u64;
-    for range in [edge..edge + 10, edge - 5..edge, u64::MAX - 9..u64::MAX, 1 << 40..1 << 41] {
+    for range in [
+        edge..edge + 10,
+        edge - 5..edge,
+        u64::MAX - 9..u64::MAX,
+        1 << 40..1 << 41,
+    ] {
         let message = Message::new().bytes("head").file(&source, range.clone());
         let mut lane = Lane::new(Kind::Tcp);
         let error = lane.run(|_| {}, |dst| message.send(dst)).0.unwrap_err();
-        let typed = matches!(error.kind(), ErrorKind::SourceTruncated | ErrorKind::InvalidInput);
+        let typed = matches!(
+            error.kind(),
+            ErrorKind::SourceTruncated | ErrorKind::InvalidInput
+        );
         assert!(typed, "{range:?}: {error:?}");
-        assert_eq!(error.delivered(), lane.landed(CLAIM).len() as u64, "{range:?}: {error}");
+        let landed = lane.landed(error.delivered() as usize).len();
+        assert_eq!(error.delivered(), landed as u64, "{range:?}: {error}");
     }
 }
 
@@ -151,7 +194,10 @@ fn a_full_device_is_an_error_of_the_destination() {
     let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
     let error = message.send(&full).unwrap_err();
     assert_eq!(error.io_error().unwrap().raw_os_error(), Some(libc::ENOSPC));
-    assert_eq!((error.side(), error.delivered()), (Some(Side::Destination), 0));
+    assert_eq!(
+        (error.side(), error.delivered()),
+        (Some(Side::Destination), 0)
+    );
 }
 
 /// Sends to peers that are gone: an error, and no byte counted that did not arrive.
@@ -192,10 +238,15 @@ fn sigpipe_at_its_default_kills_nobody() {
 #[test]
 fn a_blocking_socket_with_a_time_limit_keeps_to_it() {
     let (dst, _peer) = make::unix();
-    dst.set_write_timeout(Some(std::time::Duration::from_millis(20))).unwrap();
+    dst.set_write_timeout(Some(std::time::Duration::from_millis(20)))
+        .unwrap();
     let source = mixed_file();
     let error = mixed(&source).send(&dst).unwrap_err();
-    assert_eq!(error.io_error().unwrap().kind(), IoKind::TimedOut, "{error}");
+    assert_eq!(
+        error.io_error().unwrap().kind(),
+        IoKind::TimedOut,
+        "{error}"
+    );
     let mut lane = Lane::new(Kind::Unix);
     // Not so a non-blocking one: it is waited for.
     let fault = Some((Site::Gather, 1, crate::hooks::Answer::Errno(libc::EAGAIN)));

@@ -373,7 +373,8 @@ fn judge_flow(
     let shares: u64 = flow.shares().iter().map(|(_, bytes)| bytes).sum();
     assert_eq!(shares, flow.bytes, "{case}: {:?}", flow.shares());
     let taken = flow.bytes + held;
-    let rest = rest_of(src, from.says, taken);
+    let expected = if from_lost { taken } else { from.sent };
+    let rest = rest_of(src, from.says, taken, expected);
     let all = taken + rest;
     if from_lost {
         assert!(all <= from.sent, "{case}: {all} of {}", from.sent);
@@ -388,15 +389,27 @@ fn judge_flow(
     }
 }
 
-/// How much is left in the relay's socket; each byte is checked.
-fn rest_of(src: &OwnedFd, says: Data, mut at: u64) -> u64 {
+/// How much is left in the relay's socket; each byte is checked. What is still on its way is waited
+/// for, up to `expected`.
+fn rest_of(src: &OwnedFd, says: Data, mut at: u64, expected: u64) -> u64 {
     let before = at;
     make::set_nonblocking(src, true);
     let mut buf = vec![0; 64 << 10];
-    // An error ends it as well: the connection was reset.
-    while let Ok(n @ 1..) = nix::unistd::read(src, &mut buf) {
-        assert_eq!(says.check(at, &buf[..n]), Ok(()), "left at {at}");
-        at += n as u64;
+    loop {
+        match nix::unistd::read(src, &mut buf) {
+            Ok(n @ 1..) => {
+                assert_eq!(says.check(at, &buf[..n]), Ok(()), "left at {at}");
+                at += n as u64;
+            }
+            Err(nix::errno::Errno::EAGAIN) if at < expected => {
+                let mut fds = [PollFd::new(src.as_fd(), PollFlags::POLLIN)];
+                if poll(&mut fds, PollTimeout::from(2000_u16)) == Ok(0) {
+                    break;
+                }
+            }
+            // An error ends it as well: the connection was reset.
+            _ => break,
+        }
     }
     at - before
 }

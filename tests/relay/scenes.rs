@@ -33,13 +33,7 @@ fn settle(mut rig: Rig, end: RelayEnd, lost: Lost) -> RelayReport {
     let (a, b) = (&mut rig.a, &mut rig.b);
     a.ear.expect(report.b_to_a.bytes - a.ear.received);
     b.ear.expect(report.a_to_b.bytes - b.ear.received);
-    judge(
-        case,
-        &report,
-        (&a.sums(), &b.sums()),
-        &rig.ends,
-        lost,
-    );
+    judge(case, &report, (&a.sums(), &b.sums()), &rig.ends, lost);
     report
 }
 
@@ -191,7 +185,7 @@ pub fn close_both_in_the_middle(form: &'static Form) {
 pub fn idle(form: &'static Form) {
     within(60, || {
         let mut options = RelayOptions::new();
-        options.idle(Duration::from_millis(100));
+        options.idle(Duration::from_millis(500));
         for (nets, much) in NETS.iter().flat_map(|nets| [(*nets, 0), (*nets, 8 * MUCH)]) {
             let mut rig = Rig::start(form, &options, nets);
             make::set_nonblocking(&rig.a.ear.fd, true);
@@ -220,11 +214,11 @@ pub fn idle(form: &'static Form) {
 /// What moves now and then is not idle, whichever way it moves.
 pub fn not_idle(form: &'static Form) {
     let mut options = RelayOptions::new();
-    options.idle(Duration::from_millis(400));
+    options.idle(Duration::from_millis(1500));
     each(form, &options, |rig| {
         for _ in 0..20 {
             pass(&mut rig.b, &mut rig.a, 1);
-            thread::sleep(Duration::from_millis(40));
+            thread::sleep(Duration::from_millis(100));
         }
         end(&rig.a, &mut rig.b);
         end(&rig.b, &mut rig.a);

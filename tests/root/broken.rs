@@ -29,7 +29,7 @@ pub(crate) fn cut(pulse: &Pulse) {
     on_each("bad block", pulse, &Fs::ON_DISK, 64, |disk, sheet| {
         let data = Data::new(LEN);
         let content = Content::Known(data, LEN);
-        drop(disk.source("source", content.clone()));
+        drop(disk.source(content.clone()));
         disk.sync();
         let at = disk.locate(&block(data, BAD));
         let end = disk.locate(&block(
@@ -53,7 +53,7 @@ pub(crate) fn flipped(pulse: &Pulse) {
     on_each("flipped", pulse, &[Fs::Btrfs], 128, |disk, sheet| {
         let data = Data::new(LEN);
         let content = Content::Known(data, LEN);
-        drop(disk.source("source", content.clone()));
+        drop(disk.source(content.clone()));
         disk.sync();
         let at = disk.locate(&block(data, BAD)) + 99;
         disk.flip(at);
@@ -164,7 +164,7 @@ fn midway(
     for ends in all {
         pulse.at(format!("{what}: {} {}", fs.name(), ends.name()));
         if let Err(reason) = Disk::new(fs, &format!("{what} {ends:?}"), 64) {
-            return skipped(&format!("root: {what} on {}", fs.name()), reason);
+            return skipped(&format!("root {what} on {}", fs.name()), reason);
         }
         sheet.row(fs.name(), ends.name(), |backend| {
             let disk = Disk::new(fs, &format!("{what} {ends:?} {backend:?}"), 64)?;
@@ -189,7 +189,7 @@ fn broken_midway(
     let into_it = Ends::INTO_IT.contains(&ends);
     let content = content(LEN);
     if !into_it {
-        drop(disk.source("source", content.clone()));
+        drop(disk.source(content.clone()));
     }
     let (source, destination) = (ends.source(disk, &content), ends.destination(disk));
     let mut options = options(backend);

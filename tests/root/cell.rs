@@ -64,7 +64,7 @@ impl Ends {
             Ends::FromMemfd => SourceKind::Memfd,
             Ends::FromPipe => SourceKind::Pipe,
             Ends::FromTcp => SourceKind::Tcp,
-            _ => return disk.open("source", content.clone()),
+            _ => return disk.open(content.clone()),
         };
         let Content::Known(data, len) = content else {
             panic!("only known bytes flow");

@@ -38,14 +38,18 @@ pub(crate) fn alone(name: &'static str, seconds: u64, body: impl FnOnce(&Pulse) 
     }
 }
 
-pub(crate) fn is_child(name: &str) -> bool {
+pub(crate) fn is_root() -> bool {
+    // SAFETY: takes nothing and cannot fail.
+    unsafe { libc::geteuid() == 0 }
+}
+
+fn is_child(name: &str) -> bool {
     std::env::var(WHICH).is_ok_and(|which| which == name)
 }
 
 /// Starts the child; an error says why there can be none here.
-pub(crate) fn start(name: &str) -> Result<Child, String> {
-    // SAFETY: takes nothing and cannot fail.
-    if unsafe { libc::geteuid() } != 0 {
+fn start(name: &str) -> Result<Child, String> {
+    if !is_root() {
         return Err("it needs root".to_owned());
     }
     need("unshare")?;
@@ -59,17 +63,18 @@ pub(crate) fn start(name: &str) -> Result<Child, String> {
         .env(WHICH, name)
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
-    // SAFETY: the closure makes one system call without memory.
-    unsafe {
-        command.pre_exec(|| {
-            // Should the test's process die, so does unshare(1), and by --kill-child its child.
-            match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
-                0 => Ok(()),
-                _ => Err(io::Error::last_os_error()),
-            }
-        })
-    };
+    // SAFETY: what is called between fork(2) and execve(2) makes one system call.
+    unsafe { command.pre_exec(die_with_parent) };
     command.spawn().map_err(|e| format!("unshare: {e}"))
+}
+
+/// Should the test's process die, so does unshare(1), and by `--kill-child` its child.
+fn die_with_parent() -> io::Result<()> {
+    // SAFETY: no pointer is passed.
+    match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Runs a command to its end; an error has what it said.

@@ -169,6 +169,11 @@ impl Disk {
         image.expect("a filesystem on a device")
     }
 
+    /// The name of the loop device.
+    pub(crate) fn device(&self) -> String {
+        self.image().1.clone()
+    }
+
     // --- files --------------------------------------------------------------------------------
 
     /// Where the bytes of a source really lie: for what stands on another filesystem, there.
@@ -181,12 +186,12 @@ impl Disk {
     }
 
     /// A file of `content`, on the device and out of the page cache, opened for reading.
-    pub(crate) fn source(&self, name: &str, content: Content) -> Source {
+    pub(crate) fn source(&self, content: Content) -> Source {
         let len = content.len().expect("a file's content has a length");
-        let file = File::create(self.home(name)).expect("room for a source");
+        let file = File::create(self.home(&source_name(len))).expect("room for a source");
         file.set_len(len).expect("room for a source");
-        for at in (0..len).step_by(PIECE) {
-            let piece = (len - at).min(PIECE as u64) as usize;
+        for at in (0..len).step_by(SPARSE_PIECE) {
+            let piece = (len - at).min(SPARSE_PIECE as u64) as usize;
             let piece = content.bytes(at, piece).expect("known");
             if piece.iter().any(|byte| *byte != 0) {
                 file.write_all_at(&piece, at).expect("room for a source");
@@ -194,12 +199,18 @@ impl Disk {
         }
         file.sync_all().expect("fsync(2)");
         drop_cached(&file);
-        self.open(name, content)
+        self.open(content)
     }
 
-    /// A source made before, opened anew.
-    pub(crate) fn open(&self, name: &str, content: Content) -> Source {
-        let file = File::open(self.dir.join(name)).expect("the source made above");
+    /// Where the source of this length is found.
+    pub(crate) fn source_path(&self, len: u64) -> PathBuf {
+        self.dir.join(source_name(len))
+    }
+
+    /// The source of this content, made before, opened anew.
+    pub(crate) fn open(&self, content: Content) -> Source {
+        let len = content.len().expect("a file's content has a length");
+        let file = File::open(self.source_path(len)).expect("a source made before");
         drop_cached(&file);
         let mut source = SourceKind::Memfd.make(Data::new(0), 0).expect("a memfd");
         source.kind = SourceKind::DiskFile;
@@ -337,8 +348,16 @@ impl Disk {
 /// Bytes written or read at a time.
 const PIECE: usize = 1 << 20;
 
+/// No hole of a sparse source is smaller.
+const SPARSE_PIECE: usize = 128 << 10;
+
 /// No filesystem here has smaller blocks.
 pub(crate) const BLOCK: usize = 4096;
+
+/// One name a length: overlay and FUSE would still know another file by the same name.
+fn source_name(len: u64) -> String {
+    format!("source-{len}")
+}
 
 /// Drops a file's clean pages.
 pub(crate) fn drop_cached(file: impl AsFd) {

@@ -19,7 +19,7 @@ const LEN: u64 = (5 << 20) + 777;
 pub(crate) fn filesystem(pulse: &Pulse) {
     on_each("full", pulse, &Fs::ALL, 64, |disk, sheet| {
         let small = content(LEN);
-        drop(disk.source("source", small.clone()));
+        drop(disk.source(small.clone()));
         disk.fill(LEFT);
         no_room(disk, sheet, &Ends::INTO_IT, &small, libc::ENOSPC);
         no_room(disk, sheet, &[Ends::Same], &small, libc::ENOSPC);
@@ -39,7 +39,7 @@ pub(crate) fn quota(pulse: &Pulse) {
             run("btrfs", &["qgroup", "limit", "2M", "0/5", dir])
         };
         if let Err(reason) = limit() {
-            return crate::common::skipped("root: quota on btrfs", reason);
+            return crate::common::skipped("root quota on btrfs", reason);
         }
         no_room(disk, sheet, &Ends::INTO_IT, &content(LEN), libc::EDQUOT);
     });

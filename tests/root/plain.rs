@@ -20,7 +20,7 @@ pub(crate) fn on_each(
         pulse.at(format!("{what} on {}", fs.name()));
         match Disk::new(*fs, what, mib) {
             Ok(disk) => body(&disk, &mut sheet),
-            Err(reason) => skipped(&format!("root: {what} on {}", fs.name()), reason),
+            Err(reason) => skipped(&format!("root {what} on {}", fs.name()), reason),
         }
     }
     sheet.conclude();
@@ -31,7 +31,7 @@ pub(crate) fn on_each(
 pub(crate) fn plain(pulse: &Pulse) {
     on_each("plain", pulse, &Fs::ALL, 64, |disk, sheet| {
         let content = content(LEN);
-        drop(disk.source("source", content.clone()));
+        drop(disk.source(content.clone()));
         for (ends, by_offset) in Ends::ALL.into_iter().flat_map(|e| [(e, false), (e, true)]) {
             let name = if by_offset { " at" } else { "" };
             let name = format!("{}{name}", ends.name());

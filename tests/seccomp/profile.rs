@@ -9,10 +9,10 @@ use std::thread;
 use bytes::Bytes;
 use zcio::{Backend, Report};
 
-use crate::bench::{CHUNK, Sources};
 use crate::case::{Case, Made, Run, open_descriptors};
 use crate::filter::{Call, Verdict, any, install, with};
 use crate::plan::{POLL, Script};
+use crate::sources::{CHUNK, Sources};
 
 /// What a profile refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,10 +8,11 @@ use std::thread;
 use bytes::Bytes;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::bench::{Peers, Sources};
+use crate::bench::Peers;
 use crate::case::{Case, Made, Run, open_descriptors};
 use crate::filter::{Call, Verdict, any, install, with};
-use crate::plan::{Answer, Numbers, POLL, Script};
+use crate::plan::{Answer, Numbers, POLL, Script, Site};
+use crate::sources::Sources;
 
 /// The calls that are asked about.
 fn calls() -> Vec<Call> {
@@ -43,6 +44,7 @@ pub(crate) fn run(case: &Case, mut script: Script, sources: &Sources) -> io::Res
     let feeder = bench.peers.feeder();
     let open = || open_descriptors() & !feeder;
     let (src, dst, peers) = (bench.src.as_fd(), bench.dst.as_fd(), &mut bench.peers);
+    let mut polled = None;
     let (sender, listener) = mpsc::channel();
     let (made, leaks) = thread::scope(|scope| {
         let mover = scope.spawn(move || {
@@ -66,11 +68,11 @@ pub(crate) fn run(case: &Case, mut script: Script, sources: &Sources) -> io::Res
         let listener = listener.recv().expect("the thread says so either way")?;
         // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
         let listener = unsafe { OwnedFd::from_raw_fd(listener) };
-        answer(&listener, &numbers, &mut script, peers)?;
+        answer(&listener, &numbers, &mut script, (peers, &mut polled))?;
         let made = mover.join().expect("no transfer panics");
         made.ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))
     })?;
-    Ok(Run::new(made, script, None, leaks, bench))
+    Ok(Run::new(made, script, polled, leaks, bench))
 }
 
 /// Answers the kernel's questions until the thread that they are about has ended.
@@ -78,7 +80,7 @@ fn answer(
     listener: &OwnedFd,
     numbers: &Numbers,
     script: &mut Script,
-    peers: &mut Peers,
+    (peers, polled): (&mut Peers, &mut Option<i32>),
 ) -> io::Result<()> {
     loop {
         let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
@@ -109,6 +111,10 @@ fn answer(
             error: 0,
             flags: 0,
         };
+        if site == Some(Site::Poll) {
+            // SAFETY: this process's own memory; the thread that waits there has a `pollfd` in it.
+            *polled = Some(unsafe { (*(args[0] as *const libc::pollfd)).fd });
+        }
         match site.and_then(|site| script.next(site)) {
             Some(Answer::Errno(errno)) => reply.error = -errno,
             Some(_) => {}

@@ -1,0 +1,426 @@
+//! A differential model: sequences of transfers, writes, truncations, punched holes, stores into
+//! mappings and seeks on two real files, against two byte vectors. After each operation both agree,
+//! bytes and positions.
+//!
+//! `ZCIO_MODEL_SEED` takes the seed that a run printed, `ZCIO_MODEL_CASES` the number of sequences.
+//! A sequence that fails is shrunk before it is reported.
+// A shared mapping of a file that is written by other ways as well cannot be a safe slice.
+#![allow(unsafe_code)]
+
+use std::cell::Cell;
+use std::fs::File;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
+use std::os::unix::fs::FileExt;
+
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::unistd::{Whence, lseek64};
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+use proptest::sample::select;
+use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
+use zcio::{Backend, End, ErrorKind, TransferOptions};
+
+/// One of the two files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Which {
+    A,
+    B,
+}
+
+#[derive(Clone, Debug)]
+enum Operation {
+    Transfer(Move),
+    /// Through a pipe: into it by one backend, out of it by another.
+    Relay {
+        from: Which,
+        len: u64,
+        into: Option<Backend>,
+        out: Option<Backend>,
+    },
+    Write(Which, u64, usize, u8),
+    Truncate(Which, u64),
+    Punch(Which, u64, u64),
+    Store(Which, u64, usize, u8),
+    Seek(Which, u64),
+}
+
+#[derive(Clone, Debug)]
+struct Move {
+    from: Which,
+    to: Which,
+    backend: Option<Backend>,
+    src_offset: Option<u64>,
+    dst_offset: Option<u64>,
+    len: u64,
+    chunk: Option<usize>,
+    stop_after: Option<u8>,
+}
+
+/// Offsets around the borders of blocks, pages, pipes and buffers, and some in between.
+fn offset() -> impl Strategy<Value = u64> {
+    let borders = select(vec![0, 512, 4096, 8192, 65_536, 131_072, 262_144_u64]);
+    prop_oneof![
+        3 => (borders, -2_i64..=2).prop_map(|(at, by)| at.saturating_add_signed(by)),
+        2 => 0_u64..300_000,
+        // Far enough for blocks to be allocated ahead, and sparse.
+        1 => 1_000_000_u64..1_500_000,
+    ]
+}
+
+fn len() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        4 => offset(),
+        1 => Just(u64::MAX),
+        1 => Just(0),
+    ]
+}
+
+fn which() -> impl Strategy<Value = Which> {
+    select(vec![Which::A, Which::B])
+}
+
+fn backend() -> impl Strategy<Value = Option<Backend>> {
+    option::weighted(0.8, select(Backend::ALL.to_vec()))
+}
+
+fn a_move() -> impl Strategy<Value = Move> {
+    let chunk = option::weighted(0.3, select(vec![30_011_usize, 131_072]));
+    let stop = option::weighted(0.2, 1_u8..4);
+    let offsets = (option::of(offset()), option::of(offset()));
+    (which(), which(), backend(), offsets, len(), chunk, stop).prop_map(
+        |(from, to, backend, (src_offset, dst_offset), len, chunk, stop_after)| Move {
+            from,
+            to,
+            backend,
+            src_offset,
+            dst_offset,
+            len,
+            chunk,
+            stop_after,
+        },
+    )
+}
+
+fn operation() -> impl Strategy<Value = Operation> {
+    let ways = select(vec![
+        None,
+        Some(Backend::Splice),
+        Some(Backend::ReadWrite),
+        Some(Backend::Direct),
+    ]);
+    let relay = (which(), 0_u64..50_000, backend(), ways);
+    prop_oneof![
+        6 => a_move().prop_map(Operation::Transfer),
+        1 => relay.prop_map(|(from, len, into, out)| Operation::Relay { from, len, into, out }),
+        3 => (which(), offset(), 1_usize..40_000, 1_u8..)
+            .prop_map(|(file, at, len, byte)| Operation::Write(file, at, len, byte)),
+        1 => (which(), offset()).prop_map(|(file, size)| Operation::Truncate(file, size)),
+        1 => (which(), offset(), 1_u64..100_000)
+            .prop_map(|(file, at, len)| Operation::Punch(file, at, len)),
+        1 => (which(), offset(), 1_usize..40_000, 1_u8..)
+            .prop_map(|(file, at, len, byte)| Operation::Store(file, at, len, byte)),
+        2 => (which(), offset()).prop_map(|(file, at)| Operation::Seek(file, at)),
+    ]
+}
+
+/// A real file beside what it must be.
+struct Twin {
+    file: File,
+    bytes: Vec<u8>,
+    position: u64,
+}
+
+impl Twin {
+    fn put(&mut self, at: u64, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        let (at, end) = (at as usize, at as usize + bytes.len());
+        self.bytes.resize(self.bytes.len().max(end), 0);
+        self.bytes[at..end].copy_from_slice(bytes);
+    }
+}
+
+/// Two files on the same filesystem, or on two.
+struct Model {
+    twins: [Twin; 2],
+    same_filesystem: bool,
+    buf: Vec<u8>,
+}
+
+/// Bytes that do not repeat with any border.
+fn pattern(len: usize, byte: u8) -> Vec<u8> {
+    (0..len).map(|i| byte.wrapping_add((i % 251) as u8)).collect()
+}
+
+type Verdict = Result<(), TestCaseError>;
+
+impl Model {
+    fn new(place: u8) -> Self {
+        let disk = || tempfile::tempfile().expect("a temporary file");
+        // Without /dev/shm, all on the disk.
+        let shm = || tempfile::tempfile_in("/dev/shm").unwrap_or_else(|_| disk());
+        let (a, b) = match place {
+            0 => (disk(), disk()),
+            1 => (shm(), shm()),
+            _ => (disk(), shm()),
+        };
+        let device = |file: &File| nix::sys::stat::fstat(file).expect("fstat(2)").st_dev;
+        let same_filesystem = device(&a) == device(&b);
+        let twin = |file| Twin {
+            file,
+            bytes: Vec::new(),
+            position: 0,
+        };
+        Self {
+            twins: [twin(a), twin(b)],
+            same_filesystem,
+            buf: Vec::new(),
+        }
+    }
+
+    fn run(&mut self, operation: &Operation) -> Verdict {
+        match *operation {
+            Operation::Transfer(ref a_move) => self.transfer(a_move)?,
+            Operation::Relay { from, len, into, out } => self.relay(from, len, into, out)?,
+            Operation::Write(which, at, len, byte) => {
+                let (twin, bytes) = (&mut self.twins[which as usize], pattern(len, byte));
+                twin.file.write_all_at(&bytes, at).expect("room");
+                twin.put(at, &bytes);
+            }
+            Operation::Truncate(which, size) => {
+                let twin = &mut self.twins[which as usize];
+                twin.file.set_len(size).expect("ftruncate(2)");
+                twin.bytes.resize(size as usize, 0);
+            }
+            Operation::Punch(which, at, len) => {
+                let mode =
+                    FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+                let twin = &mut self.twins[which as usize];
+                fallocate(&twin.file, mode, at as i64, len as i64).expect("fallocate(2)");
+                let end = twin.bytes.len().min((at + len) as usize);
+                twin.bytes.get_mut(at as usize..end).unwrap_or_default().fill(0);
+            }
+            Operation::Store(which, at, len, byte) => {
+                let twin = &mut self.twins[which as usize];
+                let len = len.min(twin.bytes.len().saturating_sub(at as usize));
+                if len > 0 {
+                    let bytes = pattern(len, byte);
+                    let mut options = memmap2::MmapOptions::new();
+                    options.offset(at).len(len);
+                    // SAFETY: nobody else writes to the file while the mapping lives, and it is
+                    // not cut.
+                    let mapping = unsafe { options.map_mut(&twin.file) };
+                    mapping.expect("mmap(2)").copy_from_slice(&bytes);
+                    twin.put(at, &bytes);
+                }
+            }
+            Operation::Seek(which, at) => {
+                let twin = &mut self.twins[which as usize];
+                lseek64(&twin.file, at as i64, Whence::SeekSet).expect("lseek(2)");
+                twin.position = at;
+            }
+        }
+        self.compare()
+    }
+
+    fn transfer(&mut self, a_move: &Move) -> Verdict {
+        let &Move { from, to, backend, src_offset, dst_offset, len, .. } = a_move;
+        let mut options = TransferOptions::new();
+        if let Some(backend) = backend {
+            options.backend(backend);
+        }
+        if let Some(offset) = src_offset {
+            options.src_offset(offset);
+        }
+        if let Some(offset) = dst_offset {
+            options.dst_offset(offset);
+        }
+        if let Some(chunk) = a_move.chunk.and_then(NonZeroUsize::new) {
+            options.chunk_size(chunk);
+        }
+        let [src, dst] = [from, to].map(|which| &self.twins[which as usize]);
+        let at = src_offset.unwrap_or(src.position);
+        // One file under one descriptor has one position.
+        let put = dst_offset.unwrap_or(dst.position);
+        let same = from == to;
+        if same && src_offset.is_none() && dst_offset.is_none() {
+            return Ok(());
+        }
+        let whole = len.min((src.bytes.len() as u64).saturating_sub(at));
+        let mut steps = 0;
+        let result = options.transfer_with(&src.file, &dst.file, len, |_| {
+            steps += 1;
+            match a_move.stop_after {
+                Some(most) if steps >= most => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            }
+        });
+        let moved = match result {
+            Ok(report) => {
+                let bytes = report.bytes;
+                prop_assert!(bytes <= whole, "{bytes} of {whole} bytes");
+                let end = match report.end {
+                    End::Stopped => bytes < len && a_move.stop_after.is_some(),
+                    End::Complete => bytes == len,
+                    End::SourceEnded => bytes == whole && bytes < len,
+                };
+                prop_assert!(end, "{:?} after {bytes} of {whole}, {len} asked", report.end);
+                bytes
+            }
+            Err(error) => {
+                prop_assert_eq!(error.delivered(), 0, "{}", error);
+                prop_assert!(error.undelivered().is_empty(), "{}", error);
+                let overlaps = same && whole > at.abs_diff(put);
+                let expected = match error.kind() {
+                    ErrorKind::InvalidInput => overlaps,
+                    ErrorKind::Unfit => self.may_refuse(a_move),
+                    _ => false,
+                };
+                prop_assert!(expected, "{}", error);
+                return Ok(());
+            }
+        };
+        prop_assert!(!same || moved <= at.abs_diff(put), "overlapping, and not refused");
+        let source = &self.twins[from as usize].bytes;
+        let start = (at as usize).min(source.len());
+        let bytes = source[start..start + moved as usize].to_vec();
+        let dst = &mut self.twins[to as usize];
+        dst.put(put, &bytes);
+        if dst_offset.is_none() {
+            dst.position += moved;
+        }
+        if src_offset.is_none() {
+            self.twins[from as usize].position += moved;
+        }
+        Ok(())
+    }
+
+    /// What cannot serve some of these pairs, and says so.
+    fn may_refuse(&self, a_move: &Move) -> bool {
+        match a_move.backend {
+            // The temporary directory's filesystem may share extents or not.
+            Some(Backend::Reflink) => true,
+            Some(Backend::CopyFileRange) => !self.same_filesystem && a_move.from != a_move.to,
+            Some(Backend::Sendfile) => a_move.dst_offset.is_some(),
+            // On kernels where tmpfs does not take O_DIRECT.
+            Some(Backend::Direct) => true,
+            _ => false,
+        }
+    }
+
+    fn relay(
+        &mut self,
+        from: Which,
+        len: u64,
+        into: Option<Backend>,
+        out: Option<Backend>,
+    ) -> Verdict {
+        let to = if from == Which::A { Which::B } else { Which::A };
+        let (reader, writer) = nix::unistd::pipe().expect("pipe(2)");
+        let [src, dst] = [from, to].map(|which| &self.twins[which as usize]);
+        let whole = len.min((src.bytes.len() as u64).saturating_sub(src.position));
+        let by = |backend: Option<Backend>| {
+            let mut options = TransferOptions::new();
+            if let Some(backend) = backend {
+                options.backend(backend);
+            }
+            options
+        };
+        let moved = match by(into).transfer(&src.file, &writer, len) {
+            Ok(report) => report.bytes,
+            Err(error) => {
+                let between_files = [Some(Backend::Reflink), Some(Backend::CopyFileRange)];
+                let expected = between_files.contains(&into) || into == Some(Backend::Direct);
+                prop_assert!(expected && error.kind() == ErrorKind::Unfit, "{}", error);
+                return Ok(());
+            }
+        };
+        prop_assert_eq!(moved, whole);
+        drop(writer);
+        let out = by(out).transfer(&reader, &dst.file, u64::MAX);
+        // Where the second half is refused, the bytes are in the pipe, and the model goes on as the
+        // first half has left it.
+        let arrived = match out {
+            Ok(report) => report.bytes,
+            Err(error) => {
+                prop_assert_eq!(error.kind(), ErrorKind::Unfit, "{}", error);
+                0
+            }
+        };
+        prop_assert!(arrived == moved || arrived == 0);
+        let at = self.twins[from as usize].position;
+        let source = &self.twins[from as usize].bytes;
+        let start = (at as usize).min(source.len());
+        let bytes = source[start..start + arrived as usize].to_vec();
+        self.twins[from as usize].position += moved;
+        let dst = &mut self.twins[to as usize];
+        let put = dst.position;
+        dst.put(put, &bytes);
+        dst.position += arrived;
+        Ok(())
+    }
+
+    fn compare(&mut self) -> Verdict {
+        for (twin, name) in self.twins.iter().zip(["A", "B"]) {
+            let position = lseek64(&twin.file, 0, Whence::SeekCur).expect("lseek(2)");
+            prop_assert_eq!(position as u64, twin.position, "position of {}", name);
+            // A byte more than there should be.
+            self.buf.resize(twin.bytes.len() + 1, 0);
+            let mut read = 0;
+            while read < self.buf.len() {
+                match twin.file.read_at(&mut self.buf[read..], read as u64).expect("readable") {
+                    0 => break,
+                    n => read += n,
+                }
+            }
+            if self.buf[..read] != twin.bytes {
+                let wrong = self.buf.iter().zip(&twin.bytes).position(|(one, other)| one != other);
+                let (size, expected) = (read, twin.bytes.len());
+                prop_assert!(false, "{name}: {size} bytes for {expected}, {wrong:?} differs");
+            }
+        }
+        Ok(())
+    }
+}
+
+fn from_environment(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+#[test]
+fn files_and_vectors_agree_after_every_operation() {
+    let seed = from_environment("ZCIO_MODEL_SEED")
+        .unwrap_or_else(|| RandomState::new().build_hasher().finish());
+    let cases = from_environment("ZCIO_MODEL_CASES").unwrap_or(1000) as u32;
+    println!("ZCIO_MODEL_SEED={seed}, {cases} sequences");
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let config = Config {
+        cases,
+        failure_persistence: None,
+        max_shrink_time: 20_000,
+        ..Config::default()
+    };
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    let mut runner = TestRunner::new_with_rng(config, rng);
+    let made = Cell::new(0_u64);
+    // Lengths that make 10^5 operations of 10^3 sequences, and can shrink.
+    let sequences = (0_u8..3, vec(operation(), 1..=220));
+    let result = runner.run(&sequences, |(place, operations)| {
+        let mut model = Model::new(place);
+        for operation in &operations {
+            model.run(operation)?;
+            made.set(made.get() + 1);
+        }
+        Ok(())
+    });
+    if let Err(TestError::Fail(reason, (place, operations))) = result {
+        panic!("ZCIO_MODEL_SEED={seed}: {reason}\nplace {place}, {operations:#?}");
+    }
+    println!("{} operations", made.get());
+    assert!(made.get() >= u64::from(cases) * 100 || cases < 100, "{result:?}");
+}

@@ -1,0 +1,138 @@
+//! Files with holes, and a file that must not be written.
+
+use std::fs::File;
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use zcio::{Backend, Reflink, Side};
+
+use super::cell::{Cell, Ends, content, fails, is_unfit, is_whole, options, outcome};
+use super::child::{need, run};
+use super::disk::{Disk, Fs, extents};
+use super::plain::on_each;
+use crate::common::{Content, Data, Pulse, skipped};
+
+/// Half of it holes of 128 KiB.
+const LEN: u64 = (4 << 20) + (100 << 10) + 777;
+
+/// By every backend, the content is right; where the filesystem has holes, they are kept, also in
+/// a destination that held bytes before.
+pub(crate) fn holes(pulse: &Pulse) {
+    on_each("holes", pulse, &Fs::ALL, 64, |disk, sheet| {
+        let content = Content::Sparse(Data::new(LEN), LEN);
+        drop(disk.source(content.clone()));
+        for old in [0, LEN] {
+            let name = if old == 0 { "into empty" } else { "into full" };
+            sheet.row(disk.fs.name(), name, |backend| {
+                if backend.is_some_and(|b| !Ends::Same.served_by(b, disk, false)) {
+                    return Ok("–".to_owned());
+                }
+                let destination = disk.destination("destination");
+                let file = File::from(destination.fd.try_clone().expect("a descriptor"));
+                file.write_all_at(&vec![0x5a; old as usize], 0)
+                    .expect("room");
+                file.sync_all().expect("fsync(2)");
+                let cell = Cell::new(Ends::Same, backend);
+                let result = cell.run(disk.open(content.clone()), destination)?;
+                is_whole(&result, LEN)?;
+                let kib = allocated(disk, &file) >> 10;
+                let data = (LEN / 2 + (256 << 10)) >> 10;
+                if disk.fs.keeps_holes() && kib > data {
+                    return Err(format!("{kib} KiB allocated, for {data} KiB of data"));
+                }
+                Ok(format!("{kib} KiB"))
+            });
+        }
+    });
+}
+
+/// Bytes of blocks that hold data.
+fn allocated(disk: &Disk, file: &File) -> u64 {
+    match disk.fs {
+        // They have no FIEMAP.
+        Fs::Tmpfs | Fs::Fuse => file.metadata().expect("fstat(2)").blocks() * 512,
+        _ => {
+            let (shared, own) = extents(file);
+            shared + own
+        }
+    }
+}
+
+/// One TiB of which almost nothing is there: done before the watchdog's time, as copying it could
+/// not be.
+pub(crate) fn one_tebibyte(pulse: &Pulse) {
+    const TEBI: u64 = 1 << 40;
+    let all = [Fs::Ext4, Fs::Xfs, Fs::Btrfs, Fs::Tmpfs];
+    on_each("1 TiB", pulse, &all, 64, |disk, sheet| {
+        let file = File::create(disk.dir.join("tebibyte")).expect("a file");
+        file.set_len(TEBI).expect("holes need no room");
+        let data = Data::new(1);
+        let islands = [12_288, TEBI / 2 + 4096, TEBI - 9999];
+        for at in islands {
+            file.write_all_at(&data.bytes(at, 9999), at).expect("room");
+        }
+        file.sync_all().expect("fsync(2)");
+        sheet.row(disk.fs.name(), "file→file", |backend| {
+            if backend == Some(Backend::Reflink) {
+                return Ok("–".to_owned());
+            }
+            let source = File::open(disk.dir.join("tebibyte")).expect("made above");
+            let destination = disk.destination("destination");
+            let mut options = options(backend);
+            if backend.is_none() {
+                options.reflink(Reflink::Never);
+            }
+            let start = std::time::Instant::now();
+            let result = options
+                .transfer(&source, &destination, u64::MAX)
+                .map_err(Box::new);
+            let took = start.elapsed();
+            is_whole(&result, TEBI)?;
+            let copy = File::from(destination.fd.try_clone().expect("a descriptor"));
+            for at in islands {
+                let mut held = vec![0; 9999];
+                copy.read_exact_at(&mut held, at)
+                    .map_err(|e| e.to_string())?;
+                Content::Known(data, TEBI).check(at, &held)?;
+            }
+            Ok(format!("{} ms", took.as_millis()))
+        });
+    });
+}
+
+/// A destination made immutable while it is open: what every call answers is EPERM, as from a
+/// seccomp profile, and here it is the file that means it.
+pub(crate) fn immutable(pulse: &Pulse) {
+    if let Err(reason) = need("chattr") {
+        return skipped("root immutable", reason);
+    }
+    // The others let those write who had the file open before.
+    on_each("immutable", pulse, &[Fs::Ext4], 64, |disk, sheet| {
+        for ends in Ends::INTO_IT {
+            sheet.row(disk.fs.name(), ends.name(), |backend| {
+                let content = content((3 << 20) + 777);
+                let destination = ends.destination(disk);
+                let path = disk.dir.join("destination");
+                let path = path.to_str().expect("a plain path");
+                run("chattr", &["+i", path])?;
+                let mut cell = Cell::new(ends, backend);
+                cell.on_device = false;
+                let result = cell.run(ends.source(disk, &content), destination);
+                run("chattr", &["-i", path])?;
+                let result = result?;
+                if backend.is_some_and(|b| !ends.served_by(b, disk, false)) {
+                    is_unfit(&result)?;
+                } else if backend.is_none_or(|b| b == Backend::ReadWrite) {
+                    fails(&result, Side::Destination, &[libc::EPERM])?;
+                } else {
+                    // Forced, it cannot tell the file's EPERM from the mechanism's.
+                    let error = result.as_ref().err().ok_or("it was written to")?;
+                    let errno = error.io_error().and_then(std::io::Error::raw_os_error);
+                    if errno != Some(libc::EPERM) || error.delivered() > 0 {
+                        return Err(format!("{error:?}"));
+                    }
+                }
+                Ok(outcome(backend, &result))
+            });
+        }
+    });
+}

@@ -1,0 +1,259 @@
+//! Files that are not in the page cache never hold up the reactor's thread.
+
+use std::ffi::{c_int, c_long, c_void};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, ThreadId};
+use std::time::{Duration, Instant};
+
+use zcio::Backend;
+use zcio::tokio::{drive, start};
+
+use crate::common::{Data, make, skipped};
+use crate::forms::{single, unix};
+use crate::rig::within;
+
+/// Several times what is looked for in the page cache at once, and no multiple of it.
+const LEN: u64 = (37 << 20) + 12_345;
+
+/// The file that is looked at, by inode; 0 for none.
+static WATCHED: AtomicU64 = AtomicU64::new(0);
+
+/// What was done with it.
+static LOG: Mutex<Vec<Entry>> = Mutex::new(Vec::new());
+
+#[derive(Clone, Copy, Debug)]
+enum Entry {
+    /// Bytes brought into the cache.
+    Fetched(ThreadId, u64),
+    /// Bytes sent, and how many of their pages were missing just before.
+    Sent(ThreadId, u64, u64),
+}
+
+fn is_watched(fd: c_int) -> bool {
+    let watched = WATCHED.load(Ordering::Relaxed);
+    // SAFETY: the descriptor belongs to the call that is under way.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    watched != 0 && nix::sys::stat::fstat(fd).is_ok_and(|stat| stat.st_ino == watched)
+}
+
+/// In front of libc's.
+///
+/// # Safety
+/// As pread(2).
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn pread64(
+    fd: c_int,
+    buf: *mut c_void,
+    count: usize,
+    offset: libc::off64_t,
+) -> isize {
+    // SAFETY: the caller's own arguments, for the very call that it meant.
+    let result = unsafe { libc::syscall(libc::SYS_pread64, fd, buf, count, offset) };
+    if result > 0 && is_watched(fd) {
+        let entry = Entry::Fetched(thread::current().id(), result.unsigned_abs());
+        LOG.lock().expect("no panic").push(entry);
+    }
+    result as isize
+}
+
+/// In front of libc's.
+///
+/// # Safety
+/// As sendfile(2).
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn sendfile64(
+    fd_out: c_int,
+    fd_in: c_int,
+    offset: *mut libc::off64_t,
+    count: usize,
+) -> isize {
+    let send = || -> c_long {
+        // SAFETY: as above.
+        unsafe { libc::syscall(libc::SYS_sendfile, fd_out, fd_in, offset, count) }
+    };
+    if !is_watched(fd_in) || offset.is_null() {
+        return send() as isize;
+    }
+    // SAFETY: not null, and the caller's to read.
+    let at = unsafe { *offset }.unsigned_abs();
+    let len = (count as u64).min(LEN.saturating_sub(at));
+    let missing = missing(fd_in, at, len).unwrap_or(0);
+    let result = send();
+    let sent = u64::try_from(result).unwrap_or(0);
+    let entry = Entry::Sent(thread::current().id(), sent, missing);
+    LOG.lock().expect("no panic").push(entry);
+    result as isize
+}
+
+/// How many pages of a range are not in the page cache, by cachestat(2).
+fn missing(fd: c_int, at: u64, len: u64) -> io::Result<u64> {
+    if len == 0 {
+        return Ok(0);
+    }
+    let range = [at, len];
+    let mut stat = [0_u64; 5];
+    // SAFETY: two numbers of 64 bits are read and five are written.
+    let result = unsafe { libc::syscall(451, fd, range.as_ptr(), stat.as_mut_ptr(), 0) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let pages = (at + len).div_ceil(4096) - at / 4096;
+    Ok(pages.saturating_sub(stat[0]))
+}
+
+/// Drops what can be dropped from the page cache; whether the file is cold then.
+fn chill(file: &File) -> Result<(), String> {
+    file.sync_all().map_err(|e| e.to_string())?;
+    // SAFETY: no pointer is passed.
+    unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+    let len = file.metadata().map_err(|e| e.to_string())?.len();
+    match missing(file.as_raw_fd(), 0, len) {
+        Ok(missing) if missing >= len / 4096 => Ok(()),
+        Ok(missing) => Err(format!("only {missing} pages leave the cache")),
+        Err(e) => Err(format!("cachestat(2): {e}")),
+    }
+}
+
+#[test]
+fn what_is_cold_is_fetched_off_the_reactors_thread() {
+    within(60, || {
+        let (data, file) = (Data::new(9), make::disk_file());
+        for at in (0..LEN).step_by(1 << 20) {
+            let piece = data.bytes(at, (LEN - at).min(1 << 20) as usize);
+            file.write_all_at(&piece, at).expect("room");
+        }
+        if let Err(reason) = chill(&file) {
+            return skipped("cold files", reason);
+        }
+        WATCHED.store(file.metadata().expect("a file").ino(), Ordering::Relaxed);
+        let (ours, mut theirs) = make::unix();
+        make::set_nonblocking(&ours, true);
+        let draining = thread::spawn(move || {
+            let mut all = Vec::new();
+            theirs.read_to_end(&mut all).expect("a writer");
+            all
+        });
+        single().block_on(async {
+            let dst = unix(ours.into());
+            let mut options = zcio::TransferOptions::new();
+            options.src_offset(0).backend(Backend::Sendfile);
+            let mut transfer = start(&options, &file, &dst, u64::MAX).expect("two ends");
+            assert_eq!(drive(&mut transfer).await.expect("two ends").bytes, LEN);
+        });
+        WATCHED.store(0, Ordering::Relaxed);
+        assert_eq!(
+            draining.join().expect("drained"),
+            data.bytes(0, LEN as usize)
+        );
+        let here = thread::current().id();
+        let (mut fetched, mut sent, mut waits) = (0, 0, 0);
+        for entry in LOG.lock().expect("no panic").drain(..) {
+            match entry {
+                Entry::Fetched(who, bytes) => {
+                    // One byte is how the end of a source is asked for.
+                    assert!(who != here || bytes == 1, "fetched on the reactor's thread");
+                    fetched += bytes;
+                }
+                Entry::Sent(who, bytes, missing) => {
+                    assert_eq!(who, here);
+                    waits += u64::from(missing > 0);
+                    sent += bytes;
+                }
+            }
+        }
+        println!("{fetched} bytes fetched beside, {sent} sent, {waits} sends of pages not there");
+        assert!(
+            fetched >= LEN / 2,
+            "it was cold: only {fetched} bytes fetched"
+        );
+        assert_eq!(
+            (sent, waits),
+            (LEN, 0),
+            "a send would have waited for the disk"
+        );
+    });
+}
+
+/// How late a tick of one millisecond comes on the reactor's thread while 64 cold files stream.
+#[test]
+#[ignore = "a measurement: needs 2 GiB of disk and a machine with nothing else to do"]
+fn ticks_stay_on_time_while_cold_files_stream() {
+    const FILES: usize = 64;
+    const EACH: u64 = 32 << 20;
+    within(600, || {
+        let piece = Data::new(1).bytes(0, 1 << 20);
+        let files: Vec<File> = (0..FILES)
+            .map(|_| {
+                let file = make::disk_file();
+                for at in (0..EACH).step_by(1 << 20) {
+                    file.write_all_at(&piece, at).expect("room on the disk");
+                }
+                file
+            })
+            .collect();
+        for round in 0..3 {
+            let cold = files.iter().map(chill).collect::<Result<Vec<()>, _>>();
+            if let Err(reason) = cold {
+                return skipped("cold files", reason);
+            }
+            let runtime = single();
+            let over = AtomicBool::new(false);
+            let (mut late, began) = (Vec::new(), Instant::now());
+            runtime.block_on(async {
+                let sending = async {
+                    let mut tasks = Vec::new();
+                    for file in &files {
+                        let file = file.try_clone().expect("dup(2)");
+                        let (ours, theirs) = make::unix();
+                        make::set_nonblocking(ours.as_fd(), true);
+                        thread::spawn(move || io::copy(&mut &theirs, &mut io::sink()));
+                        tasks.push(tokio::spawn(async move {
+                            let dst = unix(ours.into());
+                            let mut options = zcio::TransferOptions::new();
+                            options.src_offset(0);
+                            let mut transfer =
+                                start(&options, &file, &dst, u64::MAX).expect("two ends");
+                            drive(&mut transfer).await.expect("two ends").bytes
+                        }));
+                    }
+                    for task in tasks {
+                        assert_eq!(task.await.expect("no panic"), EACH);
+                    }
+                    over.store(true, Ordering::Relaxed);
+                };
+                let ticking = async {
+                    let period = Duration::from_millis(1);
+                    let mut due = Instant::now() + period;
+                    while !over.load(Ordering::Relaxed) {
+                        tokio::time::sleep_until(due.into()).await;
+                        let now = Instant::now();
+                        late.push(now.saturating_duration_since(due));
+                        due = now + period;
+                    }
+                };
+                tokio::join!(sending, ticking);
+            });
+            let took = began.elapsed();
+            late.sort();
+            let at = |part: f64| late[((late.len() - 1) as f64 * part) as usize];
+            println!(
+                "round {round}: {} ticks in {took:?}, late by {:?} (median), {:?} (p99), {:?} (p99.9), {:?} (most)",
+                late.len(),
+                at(0.5),
+                at(0.99),
+                at(0.999),
+                at(1.0)
+            );
+            assert!(
+                at(0.999) < Duration::from_millis(10),
+                "p99.9: {:?}",
+                at(0.999)
+            );
+        }
+    });
+}
