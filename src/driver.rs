@@ -5,28 +5,28 @@
 //! follows from the counts, so a backend cannot put an offset wrong, and a fallback goes on where
 //! the last backend stopped without being told.
 
+mod settle;
+mod start;
+
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
-use bytes::{Bytes, BytesMut};
-use nix::unistd::Whence;
+use bytes::Bytes;
 
-use crate::backend::{
-    Backend, Direct, Endpoint, Facts, Fault, Kind, ReadWrite, Side, Splice, Step, Unfit,
-    ZeroCopyTransfer,
-};
+use crate::backend::{Backend, Endpoint, Facts, Fault, Side, Step, Unfit, ZeroCopyTransfer};
 use crate::drop_behind::DropBehind;
 use crate::error::{Error, ErrorKind, Result};
 use crate::holes::{Holes, Next};
 use crate::pace::{Limits, Pace};
 use crate::policy::Cache;
 use crate::prealloc::Prealloc;
-use crate::probe::{Probe, Wishes};
-use crate::sys::errno::{self, Call};
+use crate::probe::Wishes;
+use crate::report::{End, Report, Status};
 use crate::sys::{call, sigpipe};
-use crate::transfer::{End, Report, Status};
+
+use settle::timed_out;
 
 /// The largest offset that a file can have.
 const MAX_OFFSET: u64 = i64::MAX as u64;
@@ -97,126 +97,6 @@ struct SameFile {
 }
 
 impl Driver {
-    pub(crate) fn start(
-        plan: &Plan,
-        src: BorrowedFd<'_>,
-        dst: BorrowedFd<'_>,
-        len: u64,
-    ) -> Result<Self> {
-        let before = call::made();
-        let probe = Probe::with(src, dst, &plan.wishes)?;
-        let mut driver = Self::probed(plan, &probe, src, dst, len)?;
-        driver.syscalls = call::made() - before;
-        Ok(driver)
-    }
-
-    /// Starts on a pair that has been probed with the plan's wishes.
-    pub(crate) fn probed(
-        plan: &Plan,
-        probe: &Probe,
-        src: BorrowedFd<'_>,
-        dst: BorrowedFd<'_>,
-        len: u64,
-    ) -> Result<Self> {
-        let wishes = &plan.wishes;
-        let mut next: Vec<Backend> = probe.candidates().collect();
-        if next.is_empty() {
-            let unfit = probe.verdict(probe.best()).err().unwrap_or(Unfit::Denied);
-            return Err(Error::unfit(probe.best(), unfit));
-        }
-        let first = next.remove(0);
-        let forced = wishes.only.is_some();
-        let backend = instance(
-            first,
-            wishes.cache,
-            forced,
-            next.contains(&Backend::ReadWrite),
-        );
-        let mut driver = Self::new(src, dst, len, probe, backend, wishes)?;
-        driver.next = next;
-        driver.forced = forced;
-        driver.chunk = plan.chunk;
-        driver.set_limits(plan.limits);
-        driver.cache = wishes.cache;
-        driver.drop_behind = (wishes.cache != Cache::Normal).then(DropBehind::default);
-        let (from, to) = (driver.src.endpoint(src, 0), driver.dst.endpoint(dst, 0));
-        if driver.same_file.is_none() {
-            driver.holes = Holes::new(&from, &to);
-            driver.prealloc = Prealloc::new(&from, &to);
-        }
-        Ok(driver)
-    }
-
-    pub(crate) fn with_backend(
-        src: BorrowedFd<'_>,
-        dst: BorrowedFd<'_>,
-        len: u64,
-        backend: Box<dyn ZeroCopyTransfer + Send>,
-    ) -> Result<Self> {
-        let before = call::made();
-        let wishes = Wishes::default();
-        let probe = Probe::with(src, dst, &wishes)?;
-        let ends = (
-            Endpoint::new(src, probe.src(), None),
-            Endpoint::new(dst, probe.dst(), None),
-        );
-        if let Err(unfit) = backend.assess(&ends.0, &ends.1) {
-            return Err(Error::unfit(backend.backend(), unfit));
-        }
-        let mut driver = Self::new(src, dst, len, &probe, backend, &wishes)?;
-        driver.forced = true;
-        // Its word is taken for the end from the first.
-        driver.proven = true;
-        driver.syscalls = call::made() - before;
-        Ok(driver)
-    }
-
-    fn new(
-        src_fd: BorrowedFd<'_>,
-        dst_fd: BorrowedFd<'_>,
-        len: u64,
-        probe: &Probe,
-        backend: Box<dyn ZeroCopyTransfer + Send>,
-        wishes: &Wishes,
-    ) -> Result<Self> {
-        let src = Place {
-            facts: *probe.src(),
-            base: wishes.src_offset,
-        };
-        let dst = Place {
-            facts: *probe.dst(),
-            base: wishes.dst_offset,
-        };
-        let same_file = same_file(src_fd, dst_fd, &src, &dst, len)?;
-        // Whoever made it non-blocking has other things to do.
-        let fair = dst.facts.is_nonblocking() && dst.facts.kind().is_stream();
-        // Only a pipe or a socket raises SIGPIPE, and most Rust programs ignore it.
-        let raises = dst.facts.kind() == Kind::Pipe || dst.facts.kind().is_socket();
-        Ok(Self {
-            len,
-            delivered: 0,
-            src,
-            dst,
-            chunk: None,
-            backend,
-            proven: false,
-            next: Vec::new(),
-            cache: Cache::Normal,
-            forced: false,
-            refused: Vec::new(),
-            shares: Vec::new(),
-            end: End::Stopped,
-            syscalls: 0,
-            shield: raises && !sigpipe::is_ignored(),
-            holes: None,
-            prealloc: None,
-            drop_behind: None,
-            same_file,
-            pace: None,
-            most: if fair { FAIR } else { u64::MAX },
-        })
-    }
-
     /// Limits what follows.
     pub(crate) fn set_limits(&mut self, limits: Limits) {
         self.pace = Pace::new(limits);
@@ -527,224 +407,6 @@ impl Driver {
             let dst = self.dst.endpoint(dst, self.delivered);
             trail.moved(&src, &dst, bytes, last);
         }
-    }
-
-    /// Whether a backend's first 0 is the end. On procfs, FUSE and overlay, splice(2) and its kin
-    /// answer 0 for files that read(2) finds bytes in: so it is asked, once, for one byte.
-    fn has_ended(&self, src: BorrowedFd<'_>) -> bool {
-        let facts = &self.src.facts;
-        let readable = matches!(
-            facts.kind(),
-            Kind::File | Kind::Generated | Kind::BlockDevice
-        );
-        if self.proven || self.backend() == Backend::ReadWrite || !readable || facts.is_direct() {
-            return true;
-        }
-        let at = self.src.endpoint(src, self.delivered).position();
-        matches!(at.and_then(|at| call::pread(src, &mut [0], at)), Ok(0))
-    }
-
-    /// Whether a fault says only that the backend does not fit. What it has in flight is not lost:
-    /// [`give_way`](Self::give_way) takes it along.
-    fn reason_to_give_way(&self, fault: &Fault) -> Option<Unfit> {
-        let may = !self.forced && !self.next.is_empty() && self.backend() != Backend::ReadWrite;
-        let unfit = may && errno::is_unfit(Call::Splice, &fault.error);
-        let number = fault.error.raw_os_error()?;
-        unfit.then_some(Unfit::Refused(number))
-    }
-
-    /// Whether "unfit" is a fault after all: what has served until now fits, and where nothing is
-    /// left to give way to, the kernel's number is the error.
-    fn reason_to_fail(&self, unfit: Unfit) -> Option<Fault> {
-        let Unfit::Refused(number) = unfit else {
-            return None;
-        };
-        let error = io::Error::from_raw_os_error(number);
-        let side = errno::is_destinations(&error).then_some(Side::Destination);
-        (self.proven && self.next.is_empty()).then_some(Fault { side, error })
-    }
-
-    /// Goes on with the next backend, from where this one stopped.
-    fn give_way(&mut self, unfit: Unfit, src: BorrowedFd<'_>) -> Result<()> {
-        let current = self.backend();
-        let held = self.reclaim(src)?;
-        let fail = |held| Err(Error::unfit(current, unfit).after(self.delivered, held));
-        if held.is_empty() {
-            if self.next.is_empty() {
-                return fail(held);
-            }
-            let next = self.next.remove(0);
-            let or_plain = self.next.contains(&Backend::ReadWrite);
-            self.backend = instance(next, self.cache, self.forced, or_plain);
-        } else {
-            // Bytes that cannot go back to their source go on by the one that takes bytes.
-            if !self.next.contains(&Backend::ReadWrite) {
-                return fail(held);
-            }
-            self.next.clear();
-            self.backend = Box::new(ReadWrite::with_held(&held));
-        }
-        self.refused.push((current, unfit));
-        self.proven = false;
-        Ok(())
-    }
-
-    /// Takes back what is in flight: see [`Transfer::reclaim`](crate::Transfer::reclaim).
-    pub(crate) fn reclaim(&mut self, src: BorrowedFd<'_>) -> Result<Bytes> {
-        let held = self.in_flight();
-        if held == 0 {
-            return Ok(Bytes::new());
-        }
-        let mut bytes = BytesMut::new();
-        let given = self.backend.reclaim(&mut bytes);
-        if self.src.facts.kind().is_cached() {
-            // An explicit offset follows from the counts; the descriptor's own position does not.
-            let back = -(held as i64);
-            let rewound = self.src.base.is_some() || call::seek(src, back, Whence::SeekCur).is_ok();
-            if rewound {
-                return Ok(Bytes::new());
-            }
-        }
-        let bytes = bytes.freeze();
-        match given {
-            Ok(()) => Ok(bytes),
-            Err(e) => Err(Error::io(ErrorKind::Io, None, e)
-                .by(self.backend())
-                .after(self.delivered, bytes)),
-        }
-    }
-
-    /// The error that a fault becomes: counts exact, nothing left in flight.
-    pub(crate) fn fail(&mut self, fault: Fault, src: BorrowedFd<'_>) -> Error {
-        let Fault { side, error } = fault;
-        let undelivered = match self.reclaim(src) {
-            Ok(bytes) => bytes,
-            // Worse than the fault itself: bytes that the kernel does not give back.
-            Err(error) => return error,
-        };
-        let side = side.or_else(|| self.find_side(&error, src));
-        let cut = error.kind() == io::ErrorKind::UnexpectedEof && side == Some(Side::Source);
-        let kind = if cut {
-            ErrorKind::SourceTruncated
-        } else {
-            ErrorKind::Io
-        };
-        Error::io(kind, side, error)
-            .by(self.backend())
-            .after(self.delivered, undelivered)
-    }
-
-    /// Whose failure it was, where a call with two descriptors did not tell. A file that cannot be
-    /// read where the next byte is has failed; one that can has not, and a pipe never does.
-    fn find_side(&self, error: &io::Error, src: BorrowedFd<'_>) -> Option<Side> {
-        if !errno::is_of_storage(error) && !errno::is_of_connection(error) {
-            return None;
-        }
-        match (self.src.facts.kind(), self.dst.facts.kind()) {
-            (kind, _) if kind.is_cached() && !self.src.facts.is_direct() => {
-                let at = self.src.endpoint(src, self.delivered).position();
-                let read = at.and_then(|at| call::pread(src, &mut [0], at));
-                Some(read.map_or(Side::Source, |_| Side::Destination))
-            }
-            (Kind::Pipe, _) => Some(Side::Destination),
-            (_, Kind::Pipe) => Some(Side::Source),
-            _ => None,
-        }
-    }
-
-    /// Waits until a side is ready, as long as it takes.
-    pub(crate) fn wait(
-        &mut self,
-        side: Side,
-        src: BorrowedFd<'_>,
-        dst: BorrowedFd<'_>,
-    ) -> Result<()> {
-        let before = call::made();
-        let (place, fd, writable, limit) = match side {
-            Side::Source => (&self.src, src, false, libc::SO_RCVTIMEO),
-            Side::Destination => (&self.dst, dst, true, libc::SO_SNDTIMEO),
-        };
-        let pause = self.resume_at();
-        // A blocking socket answers EAGAIN only when its own time limit has run out.
-        let socket_timed_out = pause.is_none()
-            && place.facts.kind().is_socket()
-            && !place.facts.is_nonblocking()
-            && call::has_timeout(fd, limit);
-        let result = if socket_timed_out {
-            Err(timed_out(Some(side)))
-        } else if let Some(until) = pause {
-            let until = self
-                .deadline()
-                .map_or(until, |deadline| deadline.min(until));
-            std::thread::sleep(until.saturating_duration_since(Instant::now()));
-            Ok(())
-        } else {
-            // Past the deadline, the next advance says so.
-            let left = self
-                .deadline()
-                .map(|d| d.saturating_duration_since(Instant::now()));
-            call::poll(fd, writable, left)
-                .map(drop)
-                .map_err(|e| Fault::new(side, e))
-        };
-        self.syscalls += call::made() - before;
-        result.map_err(|fault| self.fail(fault, src))
-    }
-}
-
-/// A backend as the options want it. `or_plain`: read/write is there to give way to.
-fn instance(
-    backend: Backend,
-    cache: Cache,
-    forced: bool,
-    or_plain: bool,
-) -> Box<dyn ZeroCopyTransfer + Send> {
-    match backend {
-        Backend::ReadWrite if cache != Cache::Normal => Box::new(ReadWrite::dontcache()),
-        Backend::Splice if or_plain && !forced => Box::new(Splice::choosy()),
-        Backend::Direct if cache != Cache::Bypass && !forced => Box::new(Direct::as_opened()),
-        other => other.instance(),
-    }
-}
-
-/// Where both sides are one file: how much there is to copy, and how far apart it lies.
-fn same_file(
-    src_fd: BorrowedFd<'_>,
-    dst_fd: BorrowedFd<'_>,
-    src: &Place,
-    dst: &Place,
-    len: u64,
-) -> Result<Option<SameFile>> {
-    if !src.facts.is_same_file(&dst.facts) || src.facts.kind() != Kind::File {
-        return Ok(None);
-    }
-    let io = |side| move |e| Error::io(ErrorKind::Io, Some(side), e);
-    let size = src.facts.size_hint();
-    let from = src
-        .endpoint(src_fd, 0)
-        .position()
-        .map_err(io(Side::Source))?;
-    let to = if dst.facts.is_append() {
-        size
-    } else {
-        dst.endpoint(dst_fd, 0)
-            .position()
-            .map_err(io(Side::Destination))?
-    };
-    let same = SameFile {
-        own: size.saturating_sub(from),
-        apart: from.abs_diff(to),
-    };
-    if len.min(same.own) > same.apart {
-        return Err(overlap());
-    }
-    Ok(Some(same))
-}
-
-fn timed_out(side: Option<Side>) -> Fault {
-    Fault {
-        side,
-        error: io::ErrorKind::TimedOut.into(),
     }
 }
 

@@ -18,9 +18,9 @@ use bytes::{Buf, Bytes, BytesMut};
 
 use crate::backend::{Backend, Facts, Kind, Side};
 use crate::error::{Error, ErrorKind, Result};
+use crate::report::End;
 use crate::sys::errno::{self, Call};
 use crate::sys::{PrivatePipe, call, sigpipe};
-use crate::transfer::End;
 
 /// Bytes in one round, and the size of each pipe.
 const ROUND: usize = 1 << 20;

@@ -95,6 +95,7 @@ mod policy;
 mod prealloc;
 pub mod probe;
 pub mod relay;
+mod report;
 mod sys;
 #[cfg(feature = "tokio")]
 pub mod tokio;
@@ -105,11 +106,12 @@ pub use error::{Error, ErrorKind, Result};
 pub use fan_out::fan_out;
 pub use map_file::{map_file, map_file_unchecked};
 pub use message::Message;
-pub use options::{Progress, TransferOptions};
+pub use options::{TransferOptions, transfer};
 pub use policy::{Cache, Consistency, Reflink};
 pub use probe::Probe;
 pub use relay::relay;
-pub use transfer::{End, Report, Status, Transfer, transfer};
+pub use report::{End, Progress, Report, Status};
+pub use transfer::Transfer;
 
 /// The README's code, compiled and run like the rest.
 #[cfg(doctest)]

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::error::Result;
-use crate::transfer::Report;
+use crate::report::Report;
 
 pub use sending::Sending;
 

@@ -11,19 +11,8 @@ use crate::driver::Plan;
 use crate::error::Result;
 use crate::policy::{Cache, Consistency, Reflink};
 use crate::probe::Probe;
-use crate::transfer::{Report, Transfer, run};
-
-/// How far a transfer has come.
-#[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
-pub struct Progress {
-    /// Bytes that have reached the destination.
-    pub delivered: u64,
-    /// Bytes asked for; `u64::MAX` means until the source ends.
-    pub len: u64,
-    /// The backend at work.
-    pub backend: Backend,
-}
+use crate::report::{Progress, Report};
+use crate::transfer::{Transfer, run};
 
 /// Options for a transfer, set like those of [`std::fs::OpenOptions`].
 ///
@@ -168,4 +157,41 @@ impl TransferOptions {
     pub fn probe<S: AsFd, D: AsFd>(&self, src: S, dst: D) -> io::Result<Probe> {
         Ok(Probe::with(src.as_fd(), dst.as_fd(), &self.plan.wishes)?)
     }
+}
+
+/// Moves up to `len` bytes from `src` to `dst`; `u64::MAX` means until the source ends.
+///
+/// The cheapest way that the kernel offers for the pair is chosen by a [`Probe`](crate::Probe),
+/// and what proves unfit gives way to the next without losing a byte. Both descriptors' own
+/// positions are used and moved; for offsets, progress and policies see [`TransferOptions`].
+/// Non-blocking descriptors are waited for with poll(2).
+///
+/// A source that ends early is no error: the report says [`End::SourceEnded`]. With `len` 0,
+/// neither descriptor is touched.
+///
+/// # Errors
+/// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) before anything is touched,
+/// [`ErrorKind::Io`](crate::ErrorKind::Io) with the kernel's answer. Either way
+/// [`Error::delivered`](crate::Error::delivered) is exact, and what was taken from a source that
+/// cannot rewind and not delivered is in [`Error::undelivered`](crate::Error::undelivered).
+///
+/// ```
+/// use std::io::{Read, Seek, Write};
+///
+/// let mut src = tempfile::tempfile()?;
+/// src.write_all(b"moved by the kernel")?;
+/// src.rewind()?;
+/// let (mut reader, writer) = std::io::pipe()?;
+///
+/// let report = zcio::transfer(&src, &writer, u64::MAX)?;
+/// assert_eq!(report.bytes, 19);
+/// drop(writer);
+///
+/// let mut text = String::new();
+/// reader.read_to_string(&mut text)?;
+/// assert_eq!(text, "moved by the kernel");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn transfer<S: AsFd, D: AsFd>(src: S, dst: D, len: u64) -> Result<Report> {
+    TransferOptions::new().transfer(src, dst, len)
 }

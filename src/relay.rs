@@ -25,8 +25,8 @@ use bytes::Bytes;
 use crate::backend::{Backend, Side};
 use crate::error::{Error, Result};
 use crate::pace::Limits;
+use crate::report::Status;
 use crate::sys::PipePool;
-use crate::transfer::Status;
 
 pub(crate) use pump::{Pulse, Pump};
 

@@ -27,15 +27,16 @@ use crate::driver::{Driver, FAIR};
 use crate::error::Result;
 use crate::message::{Message, Sending};
 use crate::options::TransferOptions;
+use crate::report::{Report, Status};
 use crate::sys::call;
-use crate::transfer::{Report, Status, Transfer};
+use crate::transfer::Transfer;
 
 pub use relay::{drive_relay, relay, relay_with};
 
 /// A descriptor whose readiness can be awaited; a file, which is always ready.
 ///
 /// Implemented for tokio's streams, their halves and its pipe ends, for [`AsyncFd`], for
-/// [`std::fs::File`] and [`tokio::fs::File`](::tokio::fs::File), and for references to these.
+/// [`std::fs::File`] and [`tokio::fs::File`], and for references to these.
 pub trait Readiness {
     /// The descriptor.
     fn fd(&self) -> BorrowedFd<'_>;

@@ -1,92 +1,15 @@
 //! The transfer as its user holds it: a pair of descriptors and how far it has come.
 
-use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 
 use bytes::Bytes;
 
-use crate::backend::{Backend, Side, Unfit, ZeroCopyTransfer};
+use crate::backend::{Backend, ZeroCopyTransfer};
 use crate::driver::{Driver, Plan};
 use crate::error::Result;
-use crate::options::{Progress, TransferOptions};
-
-/// What [`Transfer::advance`] did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Status {
-    /// So many bytes reached the destination. A hole that was skipped counts like its zeros.
-    Moved(NonZeroUsize),
-    /// Nothing moved: wait until this side is ready, then advance again.
-    Blocked(Side),
-    /// There is nothing left to do, until [`Transfer::extend`] adds something.
-    Finished(End),
-}
-
-/// How a transfer ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum End {
-    /// All bytes that were asked for were delivered.
-    Complete,
-    /// The source had fewer; all of them were delivered.
-    SourceEnded,
-    /// It was told to stop, or has not ended yet.
-    Stopped,
-}
-
-/// What a transfer did.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Report {
-    /// Bytes that reached the destination.
-    pub bytes: u64,
-    /// The backend that moved the most of them.
-    pub backend: Backend,
-    /// How it ended.
-    pub end: End,
-    refused: Vec<(Backend, Unfit)>,
-    shares: Vec<(Backend, u64)>,
-    syscalls: u64,
-}
-
-impl Report {
-    pub(crate) fn new(
-        current: Backend,
-        end: End,
-        refused: Vec<(Backend, Unfit)>,
-        shares: Vec<(Backend, u64)>,
-        syscalls: u64,
-    ) -> Self {
-        let bytes = shares.iter().map(|(_, bytes)| bytes).sum();
-        let most = shares.iter().rev().max_by_key(|(_, bytes)| *bytes);
-        let backend = most.map_or(current, |(backend, _)| *backend);
-        Self {
-            bytes,
-            backend,
-            end,
-            refused,
-            shares,
-            syscalls,
-        }
-    }
-
-    /// The backends that were tried and gave way, in order, each with its reason. Those that the
-    /// probe ruled out beforehand are not among them.
-    pub fn refused(&self) -> &[(Backend, Unfit)] {
-        &self.refused
-    }
-
-    /// How many bytes each backend moved, in the order in which they came to move any. Skipped
-    /// holes count with the backend that was at work.
-    pub fn shares(&self) -> &[(Backend, u64)] {
-        &self.shares
-    }
-
-    /// System calls made for this transfer, those of probing and waiting included.
-    pub fn syscalls(&self) -> u64 {
-        self.syscalls
-    }
-}
+use crate::report::{End, Progress, Report, Status};
 
 /// A transfer that can stop wherever the kernel would block, and go on.
 ///
@@ -157,7 +80,7 @@ impl<S: AsFd, D: AsFd> Transfer<S, D> {
         })
     }
 
-    /// Moves at most one chunk: see [`TransferOptions::chunk_size`]. Never waits on a non-blocking
+    /// Moves at most one chunk: see [`chunk_size`](crate::TransferOptions::chunk_size). Never waits on a non-blocking
     /// descriptor; on a blocking one it waits as the kernel's call does.
     ///
     /// After `Finished`, it can be called again: where the source has grown meanwhile, it goes on.
@@ -198,7 +121,7 @@ impl<S: AsFd, D: AsFd> Transfer<S, D> {
         self.driver.remaining()
     }
 
-    /// When to advance again, where [`TransferOptions::rate`] is what holds it up: `Blocked` then
+    /// When to advance again, where [`rate`](crate::TransferOptions::rate) is what holds it up: `Blocked` then
     /// speaks of the limit, whichever side it names.
     pub fn resume_at(&self) -> Option<Instant> {
         self.driver.resume_at()
@@ -320,41 +243,4 @@ pub(crate) fn run(
         report.end = End::Stopped;
     }
     Ok(report)
-}
-
-/// Moves up to `len` bytes from `src` to `dst`; `u64::MAX` means until the source ends.
-///
-/// The cheapest way that the kernel offers for the pair is chosen by a [`Probe`](crate::Probe),
-/// and what proves unfit gives way to the next without losing a byte. Both descriptors' own
-/// positions are used and moved; for offsets, progress and policies see [`TransferOptions`].
-/// Non-blocking descriptors are waited for with poll(2).
-///
-/// A source that ends early is no error: the report says [`End::SourceEnded`]. With `len` 0,
-/// neither descriptor is touched.
-///
-/// # Errors
-/// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) before anything is touched,
-/// [`ErrorKind::Io`](crate::ErrorKind::Io) with the kernel's answer. Either way
-/// [`Error::delivered`](crate::Error::delivered) is exact, and what was taken from a source that
-/// cannot rewind and not delivered is in [`Error::undelivered`](crate::Error::undelivered).
-///
-/// ```
-/// use std::io::{Read, Seek, Write};
-///
-/// let mut src = tempfile::tempfile()?;
-/// src.write_all(b"moved by the kernel")?;
-/// src.rewind()?;
-/// let (mut reader, writer) = std::io::pipe()?;
-///
-/// let report = zcio::transfer(&src, &writer, u64::MAX)?;
-/// assert_eq!(report.bytes, 19);
-/// drop(writer);
-///
-/// let mut text = String::new();
-/// reader.read_to_string(&mut text)?;
-/// assert_eq!(text, "moved by the kernel");
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-pub fn transfer<S: AsFd, D: AsFd>(src: S, dst: D, len: u64) -> Result<Report> {
-    TransferOptions::new().transfer(src, dst, len)
 }

@@ -2,11 +2,11 @@
 //! passing proves nothing. Each test runs the same check on both, and says what caught the wrong
 //! one.
 
-mod common;
 #[path = "hazards/arrival.rs"]
 mod arrival;
 #[path = "hazards/child.rs"]
 mod child;
+mod common;
 #[path = "streams/lane.rs"]
 mod lane;
 #[path = "hazards/rlimit.rs"]
@@ -41,7 +41,10 @@ fn finding(check: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
 fn caught(control: &str, right: Result<(), String>, wrong: Result<(), String>, reason: &str) {
     assert_eq!(right, Ok(()), "{control}: the check fails what is right");
     let found = wrong.expect_err(control);
-    assert!(found.contains(reason), "{control}: caught by chance: {found}");
+    assert!(
+        found.contains(reason),
+        "{control}: caught by chance: {found}"
+    );
     println!("{control}: caught: {found}");
 }
 
@@ -104,14 +107,24 @@ fn std_io_copy_loses_the_count_and_what_it_holds() {
                 Claim::complete(0)
             });
             let reason = "position Some(300001), expected Some(0)";
-            caught("std::io::copy's count", at_the_limit(&by_zcio), as_told, reason);
+            caught(
+                "std::io::copy's count",
+                at_the_limit(&by_zcio),
+                as_told,
+                reason,
+            );
             // Were the count known by other means, the source no longer goes on there.
             let in_its_favour = at_the_limit(&|src, dst| {
                 copied(src, dst);
                 Claim::complete(300_001)
             });
             let reason = "wrong byte at 300001";
-            caught("std::io::copy's buffer", at_the_limit(&by_zcio), in_its_favour, reason);
+            caught(
+                "std::io::copy's buffer",
+                at_the_limit(&by_zcio),
+                in_its_favour,
+                reason,
+            );
         });
     });
 }
@@ -130,7 +143,12 @@ fn a_splice_loop_that_forgets_its_pipe() {
         let right = judged(from, to, by_zcio).and(with(Flaw::None));
         let wrong = with(Flaw::ForgetsThePipe);
         // Bytes are neither delivered, nor handed back, nor in the source.
-        caught("stops with bytes in the pipe", right, wrong, "bytes should be left");
+        caught(
+            "stops with bytes in the pipe",
+            right,
+            wrong,
+            "bytes should be left",
+        );
     });
 }
 
@@ -150,7 +168,9 @@ fn eagain_always_taken_for_the_sources() {
         };
         let right = finding(|| {
             slow::slow_destination(&name, pair, |src, dst| {
-                zcio::TransferOptions::new().start(src, dst, u64::MAX).expect("it serves")
+                zcio::TransferOptions::new()
+                    .start(src, dst, u64::MAX)
+                    .expect("it serves")
             });
             Ok(())
         });
@@ -200,6 +220,11 @@ fn more_to_follow_on_every_call() {
         };
         let right = arrival::in_time("splice", Kind::File, 5000, by_zcio).map(drop);
         let wrong = with(Flaw::AlwaysMore);
-        caught("SPLICE_F_MORE on every call", right.and(with(Flaw::None)), wrong, "held back");
+        caught(
+            "SPLICE_F_MORE on every call",
+            right.and(with(Flaw::None)),
+            wrong,
+            "held back",
+        );
     });
 }

@@ -59,16 +59,17 @@ pub(crate) fn run(plan: &Plan<'_>, bar: &ProgressBar) -> io::Result<Vec<Outcome>
         let cpu = plan.receiver_cpu;
         let mut link = Link::new(Pair::FileTcp, plan.source, plan.dir, mb * MB, cpu)?;
         let mut samples = [const { Vec::new() }; 3];
-        for round in 0..=plan.rounds {
+        // The first size has one round more, which warms up.
+        let warm_up = usize::from(done == 0);
+        for round in 0..plan.rounds + warm_up {
             for way in measure::shuffled(samples.len(), round) {
                 let (_, sample) = measure::run(&mut link, |link| one(way, link, mb * MB))?;
-                // The first round warms up.
-                if round > 0 {
+                if round >= warm_up {
                     samples[way].push(sample);
                 }
             }
             bar.inc(1);
-            if round > 0 && began.elapsed() > budget {
+            if round >= warm_up && measure::is_last(began, round + 1, budget) {
                 break;
             }
         }

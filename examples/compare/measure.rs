@@ -20,7 +20,7 @@ pub(crate) struct Plan<'a> {
     pub(crate) bytes: u64,
     /// Rounds after the one that warms up.
     pub(crate) rounds: usize,
-    /// No further round is begun after this long, on slow machines.
+    /// On slow machines no further round is begun that would end later than this.
     pub(crate) budget: Duration,
 }
 
@@ -146,6 +146,12 @@ pub(crate) fn shuffled(len: usize, round: usize) -> Vec<usize> {
     order
 }
 
+/// Whether another round, as long as those `done` since `began`, would go beyond the time allowed.
+pub(crate) fn is_last(began: Instant, done: usize, budget: Duration) -> bool {
+    let done = done as f64;
+    began.elapsed().mul_f64((done + 1.0) / done) > budget
+}
+
 /// Measures every backend that fits a pair, and the probe's own choice, in turns.
 pub(crate) fn measure(plan: &Plan<'_>, pair: Pair, bar: &ProgressBar) -> io::Result<Outcome> {
     let began = Instant::now();
@@ -189,7 +195,8 @@ pub(crate) fn measure(plan: &Plan<'_>, pair: Pair, bar: &ProgressBar) -> io::Res
             rows[at].samples.push(sample);
         }
         bar.inc(1);
-        if began.elapsed() > plan.budget {
+        // The one that warmed up counts as well.
+        if is_last(began, round + 2, plan.budget) {
             break;
         }
     }

@@ -12,9 +12,9 @@ use crate::backend::{Backend, Facts, Kind, Side, Unfit};
 use crate::driver::{Driver, Plan};
 use crate::error::{Error, ErrorKind, Result};
 use crate::probe::{self, Probe};
+use crate::report::{End, Report, Status};
 use crate::sys::aligned::{self, AlignedBuf};
 use crate::sys::{call, errno, gather, sigpipe, zerocopy};
-use crate::transfer::{End, Report, Status};
 
 /// Files up to this go along with the memory around them, by pread(2) and one gather. CPU per
 /// message on loopback with a header of 200 bytes, in us, so against two calls (sendmsg(2) and

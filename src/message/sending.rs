@@ -7,8 +7,8 @@ use super::Message;
 use super::core::Core;
 use super::zerocopy::ZeroCopy;
 use crate::error::Result;
+use crate::report::{Report, Status};
 use crate::sys::zerocopy;
-use crate::transfer::{Report, Status};
 
 /// A [`Message`] on its way, which can stop wherever the kernel would block, and go on.
 ///
@@ -100,8 +100,8 @@ impl<'a, D: AsFd> Sending<'a, D> {
         (self.core.gone + self.core.index, self.core.offset)
     }
 
-    /// Sends large [`Bytes`] from now on with `MSG_ZEROCOPY`: the kernel sends from their own pages,
-    /// which this crate keeps until the kernel says that it is done. For TCP only.
+    /// Sends large [`Bytes`](bytes::Bytes) from now on with `MSG_ZEROCOPY`: the kernel sends from
+    /// their own pages, which this crate keeps until the kernel says that it is done. For TCP only.
     ///
     /// This sets the socket option `SO_ZEROCOPY`, which stays set, and takes what comes on the
     /// socket's error queue, notifications that are not its own included. Where the kernel says that
@@ -124,7 +124,7 @@ impl<'a, D: AsFd> Sending<'a, D> {
         Ok(())
     }
 
-    /// Whether large [`Bytes`] still go with `MSG_ZEROCOPY`.
+    /// Whether large [`Bytes`](bytes::Bytes) still go with `MSG_ZEROCOPY`.
     pub fn is_zerocopy(&self) -> bool {
         self.core.zerocopy.as_ref().is_some_and(|z| z.on)
     }

@@ -16,8 +16,8 @@ use crate::backend::{Facts, Fault, Side};
 use crate::driver::Driver;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pace::Limits;
+use crate::report::{End, Status};
 use crate::sys::{PipePool, call};
-use crate::transfer::{End, Status};
 
 /// When something last moved in either direction.
 #[derive(Debug)]

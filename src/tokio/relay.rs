@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::relay::{
     Direction, Pulse, Pump, Relay, RelayEnd, RelayError, RelayOptions, RelayReport,
 };
-use crate::transfer::Status;
+use crate::report::Status;
 
 /// Relays both directions between two stream sockets: [`relay`](crate::relay()), awaiting. Whatever
 /// ends it, the sockets are the caller's to close.

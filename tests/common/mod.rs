@@ -23,15 +23,22 @@ pub use oracle::{Before, Claim};
 pub use source::{Content, Source, SourceKind};
 pub use watch::{Pulse, within};
 
+use std::collections::BTreeSet;
 use std::os::fd::AsFd;
+use std::sync::Mutex;
 
 use nix::fcntl::OFlag;
 use zcio::{Backend, TransferOptions};
 
-/// Says aloud that something was not tested, past the capture of the test harness.
+/// Says aloud that something was not tested, once, and past the capture of the test harness.
 pub fn skipped(what: &str, reason: impl std::fmt::Display) {
     use std::io::Write;
-    let _ = writeln!(std::io::stderr(), "SKIPPED {what}: {reason}");
+    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let line = format!("SKIPPED {what}: {reason}");
+    let mut said = SAID.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if said.insert(line.clone()) {
+        let _ = writeln!(std::io::stderr(), "{line}");
+    }
 }
 
 /// The probe's own choice, and every backend that serves this pair by force, each with its name and

@@ -183,7 +183,8 @@ fn nothing_is_lost_whatever_a_call_answers() {
         let file = mixed_file();
         let struck = one_fault_at_every_call(&Kind::ALL, &mixed(&file), |what| pulse.at(what));
         eprintln!("{struck} faults injected");
-        assert!(struck > 1500, "only {struck} faults");
+        // Some 1,500; how often TCP finds no room differs from run to run.
+        assert!(struck > 1200, "only {struck} faults");
     });
 }
 

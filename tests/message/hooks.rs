@@ -168,8 +168,10 @@ fn call(nr: c_long, args: [usize; 6]) -> c_long {
     match result {
         Ok(value) => value as c_long,
         Err(errno) => {
+            // SAFETY: takes nothing and cannot fail.
+            let location = unsafe { libc::__errno_location() };
             // SAFETY: the location is this thread's errno.
-            unsafe { *libc::__errno_location() = errno };
+            unsafe { *location = errno };
             -1
         }
     }
@@ -232,6 +234,8 @@ fn shortened(
         libc::SYS_sendmsg => {
             // SAFETY: sendmsg(2) is called with one `msghdr`.
             let mut header = unsafe { *(args[1] as *const libc::msghdr) };
+            // The count's type differs from one C library to the next.
+            #[allow(clippy::unnecessary_cast)]
             let mut iov = cut(header.msg_iov, header.msg_iovlen as usize, fewer);
             header.msg_iov = iov.as_mut_ptr();
             header.msg_iovlen = iov.len() as _;

@@ -71,12 +71,12 @@ fn zerocopy_sends(stage: &Stage<'_>) -> usize {
 
 /// `struct sock_extended_err` within a notification.
 fn extended(header: &mut libc::msghdr) -> &mut [u32; 4] {
-    // SAFETY: recvmsg(2) has filled the header, whose control message is one `sock_extended_err`:
-    // an errno, four bytes, and two numbers.
-    unsafe {
-        let first = libc::CMSG_FIRSTHDR(header);
-        &mut *libc::CMSG_DATA(first).cast()
-    }
+    // SAFETY: recvmsg(2) has filled the header.
+    let first = unsafe { libc::CMSG_FIRSTHDR(header) };
+    // SAFETY: there is a control message, a notification.
+    let data = unsafe { libc::CMSG_DATA(first) };
+    // SAFETY: it is one `sock_extended_err`: an errno, four bytes, and two numbers, aligned as those.
+    unsafe { &mut *data.cast() }
 }
 
 /// Says that the kernel did not copy.

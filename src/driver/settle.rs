@@ -1,0 +1,186 @@
+//! What becomes of bytes in flight when a backend gives way, fails, or is stopped.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use nix::unistd::Whence;
+
+use super::Driver;
+use super::start::instance;
+use crate::backend::{Backend, Fault, Kind, ReadWrite, Side, Unfit};
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::call;
+use crate::sys::errno::{self, Call};
+
+impl Driver {
+    /// Whether a backend's first 0 is the end. On procfs, FUSE and overlay, splice(2) and its kin
+    /// answer 0 for files that read(2) finds bytes in: so it is asked, once, for one byte.
+    pub(super) fn has_ended(&self, src: BorrowedFd<'_>) -> bool {
+        let facts = &self.src.facts;
+        let readable = matches!(
+            facts.kind(),
+            Kind::File | Kind::Generated | Kind::BlockDevice
+        );
+        if self.proven || self.backend() == Backend::ReadWrite || !readable || facts.is_direct() {
+            return true;
+        }
+        let at = self.src.endpoint(src, self.delivered).position();
+        matches!(at.and_then(|at| call::pread(src, &mut [0], at)), Ok(0))
+    }
+
+    /// Whether a fault says only that the backend does not fit. What it has in flight is not lost:
+    /// [`give_way`](Self::give_way) takes it along.
+    pub(super) fn reason_to_give_way(&self, fault: &Fault) -> Option<Unfit> {
+        let may = !self.forced && !self.next.is_empty() && self.backend() != Backend::ReadWrite;
+        let unfit = may && errno::is_unfit(Call::Splice, &fault.error);
+        let number = fault.error.raw_os_error()?;
+        unfit.then_some(Unfit::Refused(number))
+    }
+
+    /// Whether "unfit" is a fault after all: what has served until now fits, and where nothing is
+    /// left to give way to, the kernel's number is the error.
+    pub(super) fn reason_to_fail(&self, unfit: Unfit) -> Option<Fault> {
+        let Unfit::Refused(number) = unfit else {
+            return None;
+        };
+        let error = io::Error::from_raw_os_error(number);
+        let side = errno::is_destinations(&error).then_some(Side::Destination);
+        (self.proven && self.next.is_empty()).then_some(Fault { side, error })
+    }
+
+    /// Goes on with the next backend, from where this one stopped.
+    pub(super) fn give_way(&mut self, unfit: Unfit, src: BorrowedFd<'_>) -> Result<()> {
+        let current = self.backend();
+        let held = self.reclaim(src)?;
+        let fail = |held| Err(Error::unfit(current, unfit).after(self.delivered, held));
+        if held.is_empty() {
+            if self.next.is_empty() {
+                return fail(held);
+            }
+            let next = self.next.remove(0);
+            let or_plain = self.next.contains(&Backend::ReadWrite);
+            self.backend = instance(next, self.cache, self.forced, or_plain);
+        } else {
+            // Bytes that cannot go back to their source go on by the one that takes bytes.
+            if !self.next.contains(&Backend::ReadWrite) {
+                return fail(held);
+            }
+            self.next.clear();
+            self.backend = Box::new(ReadWrite::with_held(&held));
+        }
+        self.refused.push((current, unfit));
+        self.proven = false;
+        Ok(())
+    }
+
+    /// Takes back what is in flight: see [`Transfer::reclaim`](crate::Transfer::reclaim).
+    pub(crate) fn reclaim(&mut self, src: BorrowedFd<'_>) -> Result<Bytes> {
+        let held = self.in_flight();
+        if held == 0 {
+            return Ok(Bytes::new());
+        }
+        let mut bytes = BytesMut::new();
+        let given = self.backend.reclaim(&mut bytes);
+        if self.src.facts.kind().is_cached() {
+            // An explicit offset follows from the counts; the descriptor's own position does not.
+            let back = -(held as i64);
+            let rewound = self.src.base.is_some() || call::seek(src, back, Whence::SeekCur).is_ok();
+            if rewound {
+                return Ok(Bytes::new());
+            }
+        }
+        let bytes = bytes.freeze();
+        match given {
+            Ok(()) => Ok(bytes),
+            Err(e) => Err(Error::io(ErrorKind::Io, None, e)
+                .by(self.backend())
+                .after(self.delivered, bytes)),
+        }
+    }
+
+    /// The error that a fault becomes: counts exact, nothing left in flight.
+    pub(crate) fn fail(&mut self, fault: Fault, src: BorrowedFd<'_>) -> Error {
+        let Fault { side, error } = fault;
+        let undelivered = match self.reclaim(src) {
+            Ok(bytes) => bytes,
+            // Worse than the fault itself: bytes that the kernel does not give back.
+            Err(error) => return error,
+        };
+        let side = side.or_else(|| self.find_side(&error, src));
+        let cut = error.kind() == io::ErrorKind::UnexpectedEof && side == Some(Side::Source);
+        let kind = if cut {
+            ErrorKind::SourceTruncated
+        } else {
+            ErrorKind::Io
+        };
+        Error::io(kind, side, error)
+            .by(self.backend())
+            .after(self.delivered, undelivered)
+    }
+
+    /// Whose failure it was, where a call with two descriptors did not tell. A file that cannot be
+    /// read where the next byte is has failed; one that can has not, and a pipe never does.
+    fn find_side(&self, error: &io::Error, src: BorrowedFd<'_>) -> Option<Side> {
+        if !errno::is_of_storage(error) && !errno::is_of_connection(error) {
+            return None;
+        }
+        match (self.src.facts.kind(), self.dst.facts.kind()) {
+            (kind, _) if kind.is_cached() && !self.src.facts.is_direct() => {
+                let at = self.src.endpoint(src, self.delivered).position();
+                let read = at.and_then(|at| call::pread(src, &mut [0], at));
+                Some(read.map_or(Side::Source, |_| Side::Destination))
+            }
+            (Kind::Pipe, _) => Some(Side::Destination),
+            (_, Kind::Pipe) => Some(Side::Source),
+            _ => None,
+        }
+    }
+
+    /// Waits until a side is ready, as long as it takes.
+    pub(crate) fn wait(
+        &mut self,
+        side: Side,
+        src: BorrowedFd<'_>,
+        dst: BorrowedFd<'_>,
+    ) -> Result<()> {
+        let before = call::made();
+        let (place, fd, writable, limit) = match side {
+            Side::Source => (&self.src, src, false, libc::SO_RCVTIMEO),
+            Side::Destination => (&self.dst, dst, true, libc::SO_SNDTIMEO),
+        };
+        let pause = self.resume_at();
+        // A blocking socket answers EAGAIN only when its own time limit has run out.
+        let socket_timed_out = pause.is_none()
+            && place.facts.kind().is_socket()
+            && !place.facts.is_nonblocking()
+            && call::has_timeout(fd, limit);
+        let result = if socket_timed_out {
+            Err(timed_out(Some(side)))
+        } else if let Some(until) = pause {
+            let until = self
+                .deadline()
+                .map_or(until, |deadline| deadline.min(until));
+            std::thread::sleep(until.saturating_duration_since(Instant::now()));
+            Ok(())
+        } else {
+            // Past the deadline, the next advance says so.
+            let left = self
+                .deadline()
+                .map(|d| d.saturating_duration_since(Instant::now()));
+            call::poll(fd, writable, left)
+                .map(drop)
+                .map_err(|e| Fault::new(side, e))
+        };
+        self.syscalls += call::made() - before;
+        result.map_err(|fault| self.fail(fault, src))
+    }
+}
+
+pub(super) fn timed_out(side: Option<Side>) -> Fault {
+    Fault {
+        side,
+        error: io::ErrorKind::TimedOut.into(),
+    }
+}

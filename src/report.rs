@@ -1,0 +1,93 @@
+//! What a transfer says of itself: what a step did, how far it has come, how it ended.
+
+use std::num::NonZeroUsize;
+
+use crate::backend::{Backend, Side, Unfit};
+
+/// What [`Transfer::advance`](crate::Transfer::advance) did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// So many bytes reached the destination. A hole that was skipped counts like its zeros.
+    Moved(NonZeroUsize),
+    /// Nothing moved: wait until this side is ready, then advance again.
+    Blocked(Side),
+    /// There is nothing left to do, until [`Transfer::extend`](crate::Transfer::extend) adds something.
+    Finished(End),
+}
+
+/// How a transfer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum End {
+    /// All bytes that were asked for were delivered.
+    Complete,
+    /// The source had fewer; all of them were delivered.
+    SourceEnded,
+    /// It was told to stop, or has not ended yet.
+    Stopped,
+}
+
+/// What a transfer did.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Report {
+    /// Bytes that reached the destination.
+    pub bytes: u64,
+    /// The backend that moved the most of them.
+    pub backend: Backend,
+    /// How it ended.
+    pub end: End,
+    refused: Vec<(Backend, Unfit)>,
+    shares: Vec<(Backend, u64)>,
+    syscalls: u64,
+}
+
+impl Report {
+    pub(crate) fn new(
+        current: Backend,
+        end: End,
+        refused: Vec<(Backend, Unfit)>,
+        shares: Vec<(Backend, u64)>,
+        syscalls: u64,
+    ) -> Self {
+        let bytes = shares.iter().map(|(_, bytes)| bytes).sum();
+        let most = shares.iter().rev().max_by_key(|(_, bytes)| *bytes);
+        let backend = most.map_or(current, |(backend, _)| *backend);
+        Self {
+            bytes,
+            backend,
+            end,
+            refused,
+            shares,
+            syscalls,
+        }
+    }
+
+    /// The backends that were tried and gave way, in order, each with its reason. Those that the
+    /// probe ruled out beforehand are not among them.
+    pub fn refused(&self) -> &[(Backend, Unfit)] {
+        &self.refused
+    }
+
+    /// How many bytes each backend moved, in the order in which they came to move any. Skipped
+    /// holes count with the backend that was at work.
+    pub fn shares(&self) -> &[(Backend, u64)] {
+        &self.shares
+    }
+
+    /// System calls made for this transfer, those of probing and waiting included.
+    pub fn syscalls(&self) -> u64 {
+        self.syscalls
+    }
+}
+
+/// How far a transfer has come.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Progress {
+    /// Bytes that have reached the destination.
+    pub delivered: u64,
+    /// Bytes asked for; `u64::MAX` means until the source ends.
+    pub len: u64,
+    /// The backend at work.
+    pub backend: Backend,
+}
