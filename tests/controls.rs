@@ -38,8 +38,8 @@ fn finding(check: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
 }
 
 /// Holds that the check passes what is right and fails what is wrong, for the reason expected.
-fn caught(control: &str, right: Result<(), String>, wrong: Result<(), String>, reason: &str) {
-    assert_eq!(right, Ok(()), "{control}: the check fails what is right");
+fn caught(control: &str, right: &Result<(), String>, wrong: Result<(), String>, reason: &str) {
+    assert_eq!(right, &Ok(()), "{control}: the check fails what is right");
     let found = wrong.expect_err(control);
     assert!(
         found.contains(reason),
@@ -109,7 +109,7 @@ fn std_io_copy_loses_the_count_and_what_it_holds() {
             let reason = "position Some(300001), expected Some(0)";
             caught(
                 "std::io::copy's count",
-                at_the_limit(&by_zcio),
+                &at_the_limit(&by_zcio),
                 as_told,
                 reason,
             );
@@ -121,7 +121,7 @@ fn std_io_copy_loses_the_count_and_what_it_holds() {
             let reason = "wrong byte at 300001";
             caught(
                 "std::io::copy's buffer",
-                at_the_limit(&by_zcio),
+                &at_the_limit(&by_zcio),
                 in_its_favour,
                 reason,
             );
@@ -145,7 +145,7 @@ fn a_splice_loop_that_forgets_its_pipe() {
         // Bytes are neither delivered, nor handed back, nor in the source.
         caught(
             "stops with bytes in the pipe",
-            right,
+            &right,
             wrong,
             "bytes should be left",
         );
@@ -176,7 +176,7 @@ fn eagain_always_taken_for_the_sources() {
         });
         let wrong = with(Flaw::BlamesTheSource);
         let reason = "waits for the source with bytes in flight";
-        caught("EAGAIN is the source's", right, wrong, reason);
+        caught("EAGAIN is the source's", &right, wrong, reason);
     });
 }
 
@@ -195,7 +195,7 @@ fn a_fallback_that_begins_again() {
             let right = judged(from, to, by_zcio).and(with(false));
             let control = format!("falls back to offset 0, to {to:?}");
             // The bytes of the start where others belong.
-            caught(&control, right, with(true), "delivered: wrong byte");
+            caught(&control, &right, with(true), "delivered: wrong byte");
         }
     });
 }
@@ -222,7 +222,7 @@ fn more_to_follow_on_every_call() {
         let wrong = with(Flaw::AlwaysMore);
         caught(
             "SPLICE_F_MORE on every call",
-            right.and(with(Flaw::None)),
+            &right.and(with(Flaw::None)),
             wrong,
             "held back",
         );

@@ -72,7 +72,11 @@ impl ZeroCopyTransfer for Scripted {
             truth.delivered += put as u64;
             return Ok(NonZeroUsize::new(put).map_or(Step::Ended, Step::Moved));
         };
-        let side = if act & 0x80 == 0 { Side::Source } else { Side::Destination };
+        let side = if act & 0x80 == 0 {
+            Side::Source
+        } else {
+            Side::Destination
+        };
         match act % 8 {
             0..=3 => {
                 let (take, put) = (script.next().unwrap_or(0), script.next().unwrap_or(0));
@@ -148,7 +152,10 @@ fn run(first: u8, rest: &[u8]) {
     };
     drop(writer);
     let dst = tempfile::tempfile().expect("a temporary file");
-    let script = Arc::new(Mutex::new(Script { bytes: rest.to_vec(), at: 0 }));
+    let script = Arc::new(Mutex::new(Script {
+        bytes: rest.to_vec(),
+        at: 0,
+    }));
     let truth = Arc::new(Mutex::new(Truth::default()));
     let backend = Scripted {
         script: Arc::clone(&script),
@@ -165,10 +172,17 @@ fn run(first: u8, rest: &[u8]) {
         let before = truth.lock().expect("one thread").taken;
         let status = transfer.advance();
         let state = truth.lock().expect("one thread");
-        assert_eq!(transfer.delivered(), state.delivered, "delivered is what was delivered");
+        assert_eq!(
+            transfer.delivered(),
+            state.delivered,
+            "delivered is what was delivered"
+        );
         assert_eq!(transfer.remaining(), len.saturating_sub(state.delivered));
         assert_eq!(transfer.report().bytes, state.delivered);
-        assert!(state.taken <= len + handed_back, "never more than was asked for (C1)");
+        assert!(
+            state.taken <= len + handed_back,
+            "never more than was asked for (C1)"
+        );
         match status {
             Ok(Status::Moved(_) | Status::Blocked(_)) => {}
             Ok(Status::Finished(End::SourceEnded)) => break,
@@ -183,7 +197,10 @@ fn run(first: u8, rest: &[u8]) {
             }
             Err(error) => {
                 let exact = error.delivered() == state.delivered && transfer.in_flight() == 0;
-                assert!(exact, "an error is exact and leaves nothing in flight: {error}");
+                assert!(
+                    exact,
+                    "an error is exact and leaves nothing in flight: {error}"
+                );
                 lost |= account(&error, seekable, &state, &mut handed_back, &content);
                 break;
             }
@@ -206,14 +223,21 @@ fn account(
     let back = error.undelivered();
     *handed_back += back.len() as u64;
     let at = truth.delivered as usize;
-    assert_eq!(&back[..], &content[at..at + back.len()], "in order, and from where it stopped");
+    assert_eq!(
+        &back[..],
+        &content[at..at + back.len()],
+        "in order, and from where it stopped"
+    );
     if seekable {
         assert!(back.is_empty(), "a file rewinds");
         return false;
     }
     // Only where reclaiming itself failed may some be missing, and that is an error of its own.
     let all = truth.taken == truth.delivered + back.len() as u64;
-    assert!(all || error.io_error().is_some_and(|e| e.raw_os_error().is_none()), "{error}");
+    assert!(
+        all || error.io_error().is_some_and(|e| e.raw_os_error().is_none()),
+        "{error}"
+    );
     !all
 }
 
@@ -230,7 +254,11 @@ fn finish(
     if seekable {
         assert!(reclaimed.is_ok_and(|bytes| bytes.is_empty()));
         let position = nix::unistd::lseek64(src, 0, nix::unistd::Whence::SeekCur);
-        assert_eq!(position, Ok(truth.delivered as i64), "rewound to what was delivered");
+        assert_eq!(
+            position,
+            Ok(truth.delivered as i64),
+            "rewound to what was delivered"
+        );
     } else if let Ok(bytes) = reclaimed {
         let all = truth.delivered + handed_back + bytes.len() as u64;
         assert_eq!(all, truth.taken, "taken = delivered + handed back");

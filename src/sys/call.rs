@@ -419,6 +419,13 @@ fn reads_at_once(fd: BorrowedFd<'_>, offset: u64) -> bool {
 /// Brings a range of a file into the page cache, waiting for the device.
 #[cfg(feature = "tokio")]
 pub(crate) fn fetch(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()> {
+    // All of it is asked for at once, which leaves no mark in the cache at which whoever sends the
+    // bytes would start reading ahead, and wait for a place in the device's queue. Advice: should it
+    // fail, the reads below ask for it.
+    if let (Ok(offset), Ok(len)) = (loff(offset), loff(len)) {
+        let advice = PosixFadviseAdvice::POSIX_FADV_WILLNEED;
+        let _ = retry(|| fcntl::posix_fadvise(fd, offset, len, advice));
+    }
     let mut buf = super::aligned::spare();
     let end = offset.saturating_add(len);
     let mut at = offset;

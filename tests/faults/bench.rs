@@ -179,7 +179,7 @@ impl Bench {
             drop(self.dst);
             self.peers.take_all().map_err(|e| e.to_string())?;
         }
-        hang_up(self.src);
+        leave_no_trace(&self.src);
         let landed = &self.peers.landed;
         if let Some(at) = landed.wrong_at {
             return Err(format!("wrong from byte {at} of {} on", landed.count));
@@ -269,7 +269,7 @@ impl Peers {
                 n => self.landed.arrive(&buf[..n]),
             }
         }
-        hang_up(taker.into());
+        leave_no_trace(&taker.into());
         Ok(())
     }
 }
@@ -331,14 +331,14 @@ fn stream(end: End, sources: &Sources) -> (OwnedFd, OwnedFd) {
     }
 }
 
-/// Closes the last end of a connection for good, so that nothing of it waits for stray segments:
-/// thousands of runs would use up the ports. For any other descriptor it is a plain close.
-fn hang_up(fd: OwnedFd) {
+/// Arranges that nothing of a connection waits for stray segments once this end is closed: thousands
+/// of runs would use up the ports. On any other descriptor it does nothing.
+fn leave_no_trace(fd: &OwnedFd) {
     let linger = libc::linger {
         l_onoff: 1,
         l_linger: 0,
     };
-    let _ = setsockopt(&fd, Linger, &linger);
+    let _ = setsockopt(fd, Linger, &linger);
 }
 
 fn other_end(fd: OwnedFd) -> File {

@@ -31,7 +31,7 @@ fn resident(file: &File) -> usize {
     // SAFETY: the mapping of above, of which nothing was kept.
     unsafe { libc::munmap(start, len) };
     assert_eq!(asked, 0, "{}", std::io::Error::last_os_error());
-    pages.iter().filter(|page| **page & 1 == 1).count() * 4096 >> 20
+    (pages.iter().filter(|page| **page & 1 == 1).count() * 4096) >> 20
 }
 
 /// Writes it back and drops what is cached of it.
@@ -82,7 +82,7 @@ fn a_large_copy_leaves_little_in_the_cache() {
                 report.backend
             );
             assert_eq!(report.bytes, TOTAL as u64, "{case}");
-            let little = TOTAL / 4 >> 20;
+            let little = (TOTAL / 4) >> 20;
             assert!(
                 of_src <= little && of_dst <= little,
                 "{case}: {of_src}, {of_dst} MiB"

@@ -63,6 +63,22 @@ fn a_source_that_is_closed_ends_and_one_that_is_reset_fails() {
     });
 }
 
+/// Moves everything that the source has been given.
+fn take_all(case: &str, lane: &mut Lane, transfer: &mut Owned) {
+    loop {
+        match settle_down(transfer) {
+            Ok(Status::Blocked(_)) if transfer.delivered() + transfer.in_flight() == lane.fed => {
+                return;
+            }
+            Ok(Status::Blocked(side)) => {
+                lane.take(LITTLE as usize);
+                assert!(lane.is_ready(side, 10_000), "{case}: {side}");
+            }
+            other => panic!("{case}: {other:?}"),
+        }
+    }
+}
+
 fn source_goes_away(
     case: &str,
     (from, to, engine): (Kind, Kind, Option<Backend>),
@@ -81,16 +97,8 @@ fn source_goes_away(
         while waiting(&lane.src) < LITTLE as usize {
             std::thread::yield_now();
         }
-        while moved_before {
-            let status = settle_down(&mut transfer).unwrap_or_else(|e| panic!("{case}: {e}"));
-            let Status::Blocked(side) = status else {
-                panic!("{case}: {status:?}");
-            };
-            if transfer.delivered() + transfer.in_flight() == LITTLE {
-                break;
-            }
-            lane.take(LITTLE as usize);
-            assert!(lane.is_ready(side, 10_000), "{case}: {side}");
+        if moved_before {
+            take_all(case, &mut lane, &mut transfer);
         }
         go(&mut lane);
         let outcome = loop {
