@@ -48,7 +48,10 @@ fn receive(address: &str) -> io::Result<()> {
 }
 
 fn receiver(address: &str) -> Child {
-    Command::new(env::current_exe().unwrap()).env(RECEIVER, address).spawn().unwrap()
+    Command::new(env::current_exe().unwrap())
+        .env(RECEIVER, address)
+        .spawn()
+        .unwrap()
 }
 
 fn bare(src: &File, dst: &TcpStream) {
@@ -60,7 +63,10 @@ fn bare(src: &File, dst: &TcpStream) {
 }
 
 fn ours(src: &File, dst: &TcpStream) {
-    let report = TransferOptions::new().src_offset(0).transfer(src, dst, LEN).unwrap();
+    let report = TransferOptions::new()
+        .src_offset(0)
+        .transfer(src, dst, LEN)
+        .unwrap();
     assert_eq!(report.bytes, LEN);
 }
 
@@ -79,7 +85,10 @@ fn measure(listener: &TcpListener, src: &File, send: fn(&File, &TcpStream)) -> f
 fn calls_after_extend(listener: &TcpListener, src: &File) -> u64 {
     let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (mut far, _) = listener.accept().unwrap();
-    let mut transfer = TransferOptions::new().src_offset(0).start(src, &near, 4096).unwrap();
+    let mut transfer = TransferOptions::new()
+        .src_offset(0)
+        .start(src, &near, 4096)
+        .unwrap();
     let mut buf = [0; 4096];
     let mut calls = 0;
     for _ in 0..2 {
@@ -97,7 +106,11 @@ fn main() -> io::Result<()> {
         return receive(&address);
     }
     pin(0);
-    let rounds: usize = if env::args().any(|arg| arg == "--test") { 1 } else { 31 };
+    let rounds: usize = if env::args().any(|arg| arg == "--test") {
+        1
+    } else {
+        31
+    };
     let mut src = tempfile::tempfile()?;
     let piece = vec![0x5a; 1 << 20];
     for _ in 0..LEN >> 20 {
@@ -139,6 +152,9 @@ fn main() -> io::Result<()> {
         ratios[low],
         ratios[high],
     );
-    println!("system calls of an advance after extend: {}", calls_after_extend(&listener, &src));
+    println!(
+        "system calls of an advance after extend: {}",
+        calls_after_extend(&listener, &src)
+    );
     Ok(())
 }
