@@ -166,7 +166,7 @@ impl TransferOptions {
 /// positions are used and moved; for offsets, progress and policies see [`TransferOptions`].
 /// Non-blocking descriptors are waited for with poll(2).
 ///
-/// A source that ends early is no error: the report says [`End::SourceEnded`]. With `len` 0,
+/// A source that ends early is no error: the report says [`End::SourceEnded`](crate::End::SourceEnded). With `len` 0,
 /// neither descriptor is touched.
 ///
 /// # Errors

@@ -22,6 +22,9 @@ pub(crate) struct Prealloc {
     allocated: bool,
     /// The source is a file, so that what it holds is known.
     known: bool,
+    /// The destination is written at its own position. With an explicit offset, others may be
+    /// filling other ranges at the same time, and truncating would take their bytes.
+    alone: bool,
 }
 
 impl Prealloc {
@@ -31,10 +34,13 @@ impl Prealloc {
         let known = src.kind().is_cached();
         // A small file needs no second look.
         let small = src.kind() == Kind::File && src.facts().size_hint() < WORTHWHILE;
-        (fit && !small).then_some(Self {
+        let alone = dst.offset().is_none();
+        // What is not used of blocks for a stream has to be given back.
+        (fit && !small && (known || alone)).then_some(Self {
             seen: 0,
             allocated: false,
             known,
+            alone,
         })
     }
 
@@ -92,10 +98,11 @@ impl Prealloc {
     }
 
     /// Gives back what was not used: the blocks beyond the end of the file. (Within it they stay
-    /// allocated: which of them the file had before cannot be told.)
+    /// allocated: which of them the file had before cannot be told. They also stay where an
+    /// explicit offset was given and the source became shorter on the way.)
     pub(crate) fn give_back(&mut self, dst: &Endpoint<'_>) {
         self.seen = 0;
-        if !std::mem::take(&mut self.allocated) {
+        if !std::mem::take(&mut self.allocated) || !self.alone {
             return;
         }
         // Truncated to the size that it has, a file keeps its bytes and loses the blocks behind.

@@ -258,16 +258,12 @@ fn set_limit(most: u64) -> u64 {
         rlim_max: 0,
     };
     // SAFETY: there is room for one `rlimit`.
-    assert_eq!(
-        unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) },
-        0
-    );
+    let got = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    assert_eq!(got, 0);
     let before = std::mem::replace(&mut limit.rlim_cur, most);
     // SAFETY: one `rlimit` is read.
-    assert_eq!(
-        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) },
-        0
-    );
+    let set = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    assert_eq!(set, 0);
     before
 }
 

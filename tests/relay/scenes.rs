@@ -85,10 +85,10 @@ pub fn both_at_once(form: &'static Form) {
 /// One side ends; everything before its end arrives before it, and the other side goes on talking.
 pub fn half_close(form: &'static Form) {
     each(form, &RelayOptions::new(), |rig| {
-        one_ends_first(&mut rig.a, &mut rig.b)
+        one_ends_first(&mut rig.a, &mut rig.b);
     });
     each(form, &RelayOptions::new(), |rig| {
-        one_ends_first(&mut rig.b, &mut rig.a)
+        one_ends_first(&mut rig.b, &mut rig.a);
     });
 }
 
@@ -141,10 +141,10 @@ pub fn close_both(form: &'static Form) {
     let mut options = RelayOptions::new();
     options.half_close(HalfClose::CloseBoth);
     each(form, &options, |rig| {
-        one_ends_for_both(&mut rig.a, &mut rig.b)
+        one_ends_for_both(&mut rig.a, &mut rig.b);
     });
     each(form, &options, |rig| {
-        one_ends_for_both(&mut rig.b, &mut rig.a)
+        one_ends_for_both(&mut rig.b, &mut rig.a);
     });
 }
 

@@ -226,10 +226,8 @@ fn sleeps() -> i64 {
     // SAFETY: a `rusage` is integers, for which zero is a value.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
     // SAFETY: there is room for one `rusage`.
-    assert_eq!(
-        unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) },
-        0
-    );
+    let got = unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) };
+    assert_eq!(got, 0);
     usage.ru_nvcsw
 }
 
