@@ -222,11 +222,6 @@ impl Facts {
         self.flags & libc::O_APPEND != 0
     }
 
-    /// Whether it is a pipe in packet mode: a read shorter than the packet drops its rest.
-    pub(crate) fn keeps_packets(&self) -> bool {
-        self.kind == Kind::Pipe && self.flags & libc::O_DIRECT != 0
-    }
-
     /// Whether O_DIRECT is set on a file or block device. (On a pipe the same bit means packets.)
     pub fn is_direct(&self) -> bool {
         self.kind.is_cached() && self.flags & libc::O_DIRECT != 0

@@ -68,6 +68,9 @@
 //!   descriptor; where one side is blocking, it waits on that side as the kernel's call does.
 //! - **Descriptors are shared.** An own position belongs to the open file description: another
 //!   process or thread that moves it moves it for the transfer. Explicit offsets are immune.
+//! - **A pipe in packet mode** (`O_DIRECT` in pipe2(2)) drops the rest of a packet that is read in
+//!   part, and its reading end does not tell that it is one: give such a source no length or chunk
+//!   below 4096 bytes.
 //! - **SIGPIPE** does not kill the process: where it is not ignored, it is blocked around each call
 //!   in this thread, and one that the call raised is taken away.
 //!

@@ -319,10 +319,6 @@ pub(crate) fn check(side: Side, facts: &Facts, offset: Option<u64>) -> Result<()
         };
         return refuse(class, format!("it is {kind}"));
     }
-    if side == Side::Source && facts.keeps_packets() {
-        let text = "it is a pipe in packet mode (O_DIRECT), which keeps message boundaries";
-        return refuse(io::ErrorKind::Unsupported, text.to_owned());
-    }
     let (open, mode) = match side {
         Side::Source => (facts.is_readable(), "reading"),
         Side::Destination => (facts.is_writable(), "writing"),

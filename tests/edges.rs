@@ -377,17 +377,3 @@ fn a_file_appended_to_itself() {
         assert_eq!(position(&same), 10);
     });
 }
-
-/// A read shorter than the packet would drop the packet's rest.
-#[test]
-fn a_pipe_in_packet_mode_is_refused_as_a_source() {
-    use nix::fcntl::OFlag;
-    let (reader, writer) = nix::unistd::pipe2(OFlag::O_DIRECT | OFlag::O_CLOEXEC).unwrap();
-    nix::unistd::write(&writer, &[7; 100]).unwrap();
-    let file = tempfile::tempfile().unwrap();
-    let error = zcio::transfer(&reader, &file, 10).unwrap_err();
-    assert_eq!(error.kind(), zcio::ErrorKind::InvalidInput);
-    assert_eq!(error.side(), Some(zcio::Side::Source));
-    let mut packet = [0; 200];
-    assert_eq!(nix::unistd::read(&reader, &mut packet).unwrap(), 100);
-}

@@ -355,9 +355,8 @@ def console(kernel_name):
         if at >= 0:
             words = line[at + 6:].replace("\t", " ").strip()
             print(f"{kernel_name}\tline\t{words}")
-    panic = re.search(r"Kernel panic[^\n]*", text)
-    if panic:
-        print(f"{kernel_name}\tstopped\t{panic.group()}")
+    for cause in re.findall(r"Kernel panic[^\n]*|^qemu-system[^\n]*", text, re.MULTILINE)[:1]:
+        print(f"{kernel_name}\tstopped\t{cause}")
 
 
 def plural(n, what):
