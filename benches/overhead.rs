@@ -109,7 +109,7 @@ fn main() -> io::Result<()> {
     let rounds: usize = if env::args().any(|arg| arg == "--test") {
         1
     } else {
-        31
+        151
     };
     let mut src = tempfile::tempfile()?;
     let piece = vec![0x5a; 1 << 20];
