@@ -319,9 +319,7 @@ impl ZeroCopyTransfer for Direct {
             Ok(n) => {
                 self.held.start += n;
                 self.drained &= !self.held.is_empty();
-                NonZeroUsize::new(n)
-                    .map(Step::Moved)
-                    .ok_or_else(|| Fault::new(Side::Destination, io::ErrorKind::WriteZero.into()))
+                super::delivered(n)
             }
             Err(e) if errno::would_block(&e) => Ok(Step::Blocked(Side::Destination)),
             Err(e) => Err(of_dst(e)),

@@ -180,9 +180,7 @@ impl ZeroCopyTransfer for Mmap {
                 // The bytes are delivered and count, whatever lseek(2) says; it has just answered for
                 // this very descriptor.
                 let _ = src.seek_by(n as i64);
-                NonZeroUsize::new(n)
-                    .map(Step::Moved)
-                    .ok_or_else(|| Fault::new(Side::Destination, io::ErrorKind::WriteZero.into()))
+                super::delivered(n)
             }
             Err(e) if errno::would_block(&e) => Ok(Step::Blocked(Side::Destination)),
             Err(e) if is_fault(&e) => {

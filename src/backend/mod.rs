@@ -352,6 +352,14 @@ fn moved_or_ended(bytes: usize) -> Step {
     NonZeroUsize::new(bytes).map_or(Step::Ended, Step::Moved)
 }
 
+/// `bytes` written as a step. A destination that takes none of what it was offered, and says so
+/// without an error, has failed.
+fn delivered(bytes: usize) -> Result<Step, Fault> {
+    NonZeroUsize::new(bytes)
+        .map(Step::Moved)
+        .ok_or_else(|| Fault::new(Side::Destination, io::ErrorKind::WriteZero.into()))
+}
+
 /// What a failed call that moved nothing, with nothing in flight, means: another mechanism's turn,
 /// or a fault of `side`.
 fn unfit_or_fault(call: Call, side: Option<Side>, error: io::Error) -> Result<Step, Fault> {

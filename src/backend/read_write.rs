@@ -163,9 +163,7 @@ impl ReadWrite {
         match self.write(dst, limit) {
             Ok(n) => {
                 self.held.start += n;
-                NonZeroUsize::new(n)
-                    .map(Step::Moved)
-                    .ok_or_else(|| Fault::new(Side::Destination, io::ErrorKind::WriteZero.into()))
+                super::delivered(n)
             }
             Err(e) if errno::would_block(&e) => Ok(Step::Blocked(Side::Destination)),
             Err(e) => Err(Fault::new(Side::Destination, e)),

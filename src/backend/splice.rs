@@ -157,9 +157,7 @@ impl Splice {
         match call::splice(pipe.read_end(), None, dst.fd(), dst.offset(), count) {
             Ok(n) => {
                 self.held = self.held.saturating_sub(n);
-                NonZeroUsize::new(n)
-                    .map(Step::Moved)
-                    .ok_or_else(|| Fault::new(Side::Destination, io::ErrorKind::WriteZero.into()))
+                super::delivered(n)
             }
             Err(e) if errno::would_block(&e) => Ok(Step::Blocked(Side::Destination)),
             // Whatever it is, the bytes are in the pipe: not for this backend to say "unfit".
