@@ -182,12 +182,34 @@ impl error::Error for Error {
 impl From<Error> for io::Error {
     /// Keeps the kind of the error that the kernel answered; the [`Error`] stays inside, reachable
     /// by [`io::Error::get_ref`] and `downcast`.
+    ///
+    /// Never `WouldBlock`: an event loop would take that for a state to wait in. Where a call between
+    /// files was refused with EAGAIN (a lease, a lock), the kind is `ResourceBusy`.
     fn from(error: Error) -> Self {
-        let kind = match (error.kind(), error.io_error()) {
-            (_, Some(cause)) => cause.kind(),
+        let kind = match (error.kind(), error.io_error().map(io::Error::kind)) {
+            (_, Some(io::ErrorKind::WouldBlock)) => io::ErrorKind::ResourceBusy,
+            (_, Some(cause)) => cause,
             (ErrorKind::Unfit, None) => io::ErrorKind::Unsupported,
             (_, None) => io::ErrorKind::Other,
         };
         io::Error::new(kind, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// C10: whoever waits on `WouldBlock` would wait for what never comes.
+    #[test]
+    fn a_refusal_is_no_state_to_wait_in() {
+        let refused = Unfit::Refused(libc::EAGAIN);
+        let error = Error::unfit(Backend::CopyFileRange, refused).after(7, Bytes::new());
+        let raw = error.io_error().and_then(io::Error::raw_os_error);
+        assert_eq!(raw, Some(libc::EAGAIN));
+        let error = io::Error::from(error);
+        assert_eq!(error.kind(), io::ErrorKind::ResourceBusy);
+        let inner = error.get_ref().and_then(|e| e.downcast_ref::<Error>());
+        assert_eq!(inner.map(Error::delivered), Some(7));
     }
 }

@@ -125,9 +125,10 @@ fn compare(args: &Args) -> Result<(), Box<dyn Error>> {
         return draw(args, &machine, &article::panels(&results));
     }
     let bar = bar((Pair::ALL.len() * (rounds + 1)) as u64);
+    let canary = zcio::probe::canary()?;
     let mut results = Vec::new();
     if !args.json {
-        bar.suspend(|| print(&report::heading(&machine, &plan)))?;
+        bar.suspend(|| print(&report::heading(&machine, &canary, &plan)))?;
     }
     let end = Instant::now() + budget;
     for (done, pair) in Pair::ALL.into_iter().enumerate() {
@@ -147,7 +148,7 @@ fn compare(args: &Args) -> Result<(), Box<dyn Error>> {
     }
     bar.finish_and_clear();
     if args.json {
-        print(&report::json(&machine, &results))?;
+        print(&report::json(&machine, &canary, &results))?;
     }
     draw(args, &machine, &report::panels(&results))
 }

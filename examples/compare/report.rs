@@ -5,6 +5,9 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
+use zcio::Backend;
+use zcio::backend::Kind;
+use zcio::probe::{Canary, Pages};
 
 use crate::chart::{Bar, Panel};
 use crate::measure::{Outcome, Plan, Row};
@@ -42,14 +45,39 @@ fn filesystem(dir: &Path) -> Option<String> {
         .map(|(_, name)| name.to_owned())
 }
 
-pub(crate) fn heading(machine: &str, plan: &Plan<'_>) -> String {
+pub(crate) fn heading(machine: &str, canary: &Canary, plan: &Plan<'_>) -> String {
     format!(
         "{} MiB a run, medians of rounds in which all take turns, page cache warm.\n{machine}.\n\
          CPU, system calls, mode switches (two a call) and copies are the sending side's alone.\n\
          * marks the backend that the probe chose; the line below the backends is its own run,\n  \
-         probing included.\n",
+         probing included.\n\
+         What travels from a file, measured on this kernel: {}.\n",
         plan.bytes >> 20,
+        travels(canary),
     )
+}
+
+/// The pairs of backend and destination for which it can be measured whether pages are shared.
+const TRAVELS: [(Backend, Kind, &str); 6] = [
+    (Backend::Sendfile, Kind::Pipe, "pipe"),
+    (Backend::Sendfile, Kind::Unix, "UNIX"),
+    (Backend::Sendfile, Kind::Tcp, "TCP"),
+    (Backend::Splice, Kind::Pipe, "pipe"),
+    (Backend::Splice, Kind::Unix, "UNIX"),
+    (Backend::Splice, Kind::Tcp, "TCP"),
+];
+
+/// Where the file's own pages travel, where a copy does, where it cannot be told.
+fn travels(canary: &Canary) -> String {
+    let group = |wanted: Pages| {
+        let seen = TRAVELS
+            .iter()
+            .filter(|(by, to, _)| canary.pages(*by, *to) == wanted);
+        let seen: Vec<_> = seen.map(|(by, _, to)| format!("{by} to {to}")).collect();
+        (!seen.is_empty()).then(|| format!("{wanted} by {}", seen.join(", ")))
+    };
+    let groups = [Pages::Shared, Pages::Copied, Pages::Unknown].map(group);
+    groups.into_iter().flatten().collect::<Vec<_>>().join("; ")
 }
 
 pub(crate) fn table(outcome: &Outcome) -> String {
@@ -104,9 +132,13 @@ pub(crate) fn figure(value: f64) -> String {
     format!("{value:.decimals$}")
 }
 
-pub(crate) fn json(machine: &str, results: &[Outcome]) -> String {
+pub(crate) fn json(machine: &str, canary: &Canary, results: &[Outcome]) -> String {
     let pairs: Vec<Value> = results.iter().map(pair_json).collect();
-    pretty(&json!({ "machine": machine, "pairs": pairs }))
+    let travels = TRAVELS.map(|(backend, kind, to)| {
+        let pages = canary.pages(backend, kind).to_string();
+        json!({ "backend": backend.name(), "to": to, "pages": pages })
+    });
+    pretty(&json!({ "machine": machine, "travels": travels, "pairs": pairs }))
 }
 
 fn pair_json(outcome: &Outcome) -> Value {
