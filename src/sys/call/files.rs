@@ -1,0 +1,119 @@
+//! What is done to a file beside its bytes: position, holes, blocks, cached pages, a second
+//! description.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+use nix::fcntl::{self, FallocateFlags, OFlag, PosixFadviseAdvice};
+use nix::sys::stat::Mode;
+use nix::unistd::{self, Whence};
+
+use super::{loff, retry};
+
+pub(crate) fn seek(fd: BorrowedFd<'_>, offset: i64, whence: Whence) -> io::Result<u64> {
+    let at = retry(|| unistd::lseek64(fd, offset, whence))?;
+    Ok(at.unsigned_abs())
+}
+
+/// The descriptor's own position.
+pub(crate) fn position(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    seek(fd, 0, Whence::SeekCur)
+}
+
+/// Where data begins at or after `offset`; `None` where only a hole follows. Moves the position.
+pub(crate) fn seek_data(fd: BorrowedFd<'_>, offset: u64) -> io::Result<Option<u64>> {
+    match seek(fd, loff(offset)?, Whence::SeekData) {
+        Err(e) if e.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+        other => other.map(Some),
+    }
+}
+
+/// Where the next hole begins at or after `offset`, the end of the file being one. Moves the
+/// position.
+pub(crate) fn seek_hole(fd: BorrowedFd<'_>, offset: u64) -> io::Result<u64> {
+    seek(fd, loff(offset)?, Whence::SeekHole)
+}
+
+pub(crate) fn punch_hole(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()> {
+    let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let (offset, len) = (loff(offset)?, loff(len)?);
+    retry(|| fcntl::fallocate(fd, mode, offset, len))
+}
+
+/// fallocate(2): blocks for a range, the file's size as it is.
+pub(crate) fn allocate(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()> {
+    let (offset, len) = (loff(offset)?, loff(len)?);
+    retry(|| fcntl::fallocate(fd, FallocateFlags::FALLOC_FL_KEEP_SIZE, offset, len))
+}
+
+pub(crate) fn ftruncate(fd: BorrowedFd<'_>, len: u64) -> io::Result<()> {
+    let len = loff(len)?;
+    retry(|| unistd::ftruncate(fd, len))
+}
+
+/// Starts writing a range back; with `wait`, returns when it has been written.
+pub(crate) fn write_back(fd: BorrowedFd<'_>, offset: u64, len: u64, wait: bool) -> io::Result<()> {
+    let flags = if wait {
+        libc::SYNC_FILE_RANGE_WAIT_BEFORE
+            | libc::SYNC_FILE_RANGE_WRITE
+            | libc::SYNC_FILE_RANGE_WAIT_AFTER
+    } else {
+        libc::SYNC_FILE_RANGE_WRITE
+    };
+    let (offset, len) = (loff(offset)?, loff(len)?);
+    retry(|| {
+        // SAFETY: no memory is involved.
+        let result = unsafe { libc::sync_file_range(fd.as_raw_fd(), offset, len, flags) };
+        Errno::result(result).map(drop)
+    })
+}
+
+/// Drops a range from the page cache, as far as it is clean.
+pub(crate) fn drop_cached(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()> {
+    let (offset, len) = (loff(offset)?, loff(len)?);
+    retry(|| fcntl::posix_fadvise(fd, offset, len, PosixFadviseAdvice::POSIX_FADV_DONTNEED))
+}
+
+/// Brings a range of a file into the page cache, waiting for the device.
+#[cfg(feature = "tokio")]
+pub(crate) fn fetch(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()> {
+    // All of it is asked for at once, which leaves no mark in the cache at which whoever sends the
+    // bytes would start reading ahead, and wait for a place in the device's queue. Advice: should it
+    // fail, the reads below ask for it.
+    if let (Ok(offset), Ok(len)) = (loff(offset), loff(len)) {
+        let advice = PosixFadviseAdvice::POSIX_FADV_WILLNEED;
+        let _ = retry(|| fcntl::posix_fadvise(fd, offset, len, advice));
+    }
+    let mut buf = crate::sys::aligned::spare();
+    let end = offset.saturating_add(len);
+    let mut at = offset;
+    while at < end {
+        let want = usize::try_from(end - at)
+            .unwrap_or(usize::MAX)
+            .min(buf.len());
+        match super::pread(fd, &mut buf.as_mut_slice()[..want], at) {
+            Ok(0) => break,
+            Ok(n) => at += n as u64,
+            Err(e) => return Err(e),
+        }
+    }
+    crate::sys::aligned::keep(buf);
+    Ok(())
+}
+
+/// Opens the same file anew through `/proc/thread-self/fd`, so that flags and position are our own
+/// and those of the caller's description, which others may share, stay as they are. (`/proc/self`
+/// is the first thread's: a thread with a descriptor table of its own would open another file.)
+pub(crate) fn reopen(fd: BorrowedFd<'_>, flags: OFlag) -> io::Result<OwnedFd> {
+    let path = PathBuf::from(format!("/proc/thread-self/fd/{}", fd.as_raw_fd()));
+    retry(|| {
+        fcntl::open(
+            &path,
+            flags | OFlag::O_CLOEXEC | OFlag::O_NOCTTY,
+            Mode::empty(),
+        )
+    })
+}

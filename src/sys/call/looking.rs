@@ -1,0 +1,157 @@
+//! The calls that only look: nothing changes on the descriptor.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{self, FcntlArg};
+
+use super::retry;
+#[cfg(feature = "tokio")]
+use super::{loff, size};
+
+pub(crate) fn fstat(fd: BorrowedFd<'_>) -> io::Result<libc::stat> {
+    retry(|| nix::sys::stat::fstat(fd))
+}
+
+/// F_GETFL: access mode and status flags.
+pub(crate) fn status_flags(fd: BorrowedFd<'_>) -> io::Result<i32> {
+    retry(|| fcntl::fcntl(fd, FcntlArg::F_GETFL))
+}
+
+/// The filesystem's magic number and block size.
+pub(crate) fn fstatfs(fd: BorrowedFd<'_>) -> io::Result<(i64, u64)> {
+    let fs = retry(|| nix::sys::statfs::fstatfs(fd))?;
+    // The types of both fields differ from one architecture to the next.
+    #[allow(clippy::unnecessary_cast, clippy::cast_lossless)]
+    Ok((fs.filesystem_type().0 as i64, fs.block_size() as u64))
+}
+
+/// Whether seals forbid both writing to this memfd and shrinking it.
+pub(crate) fn is_sealed(fd: BorrowedFd<'_>) -> bool {
+    let wanted = libc::F_SEAL_WRITE | libc::F_SEAL_SHRINK;
+    retry(|| fcntl::fcntl(fd, FcntlArg::F_GET_SEALS)).is_ok_and(|seals| seals & wanted == wanted)
+}
+
+/// One integer socket option of level `SOL_SOCKET`.
+pub(crate) fn socket_option(fd: BorrowedFd<'_>, name: libc::c_int) -> io::Result<libc::c_int> {
+    let mut value: libc::c_int = 0;
+    get_socket_option(fd, name, &mut value)?;
+    Ok(value)
+}
+
+/// Whether a time limit (`SO_RCVTIMEO` or `SO_SNDTIMEO`) is set on this socket.
+pub(crate) fn has_timeout(fd: BorrowedFd<'_>, name: libc::c_int) -> bool {
+    let mut value = libc::timeval {
+        tv_sec: 0,
+        tv_usec: 0,
+    };
+    get_socket_option(fd, name, &mut value).is_ok() && (value.tv_sec != 0 || value.tv_usec != 0)
+}
+
+pub(in crate::sys) fn get_socket_option<T: Copy>(
+    fd: BorrowedFd<'_>,
+    name: libc::c_int,
+    value: &mut T,
+) -> io::Result<()> {
+    let mut len = size_of::<T>() as libc::socklen_t;
+    retry(|| {
+        let value: *mut T = value;
+        // SAFETY: `value` is writable for `len` bytes, and both outlive the call. `T` is an
+        // integer or a timeval: plain data, valid for whatever the kernel writes.
+        let result = unsafe {
+            libc::getsockopt(
+                fd.as_raw_fd(),
+                libc::SOL_SOCKET,
+                name,
+                value.cast(),
+                &raw mut len,
+            )
+        };
+        Errno::result(result).map(drop)
+    })
+}
+
+/// The alignment of memory and of offsets that O_DIRECT wants, from statx(2) `STATX_DIOALIGN`
+/// (Linux 6.1); `None` where kernel or filesystem does not say.
+pub(crate) fn direct_alignment(fd: BorrowedFd<'_>) -> Option<(u32, u32)> {
+    let mut stat = MaybeUninit::<libc::statx>::zeroed();
+    retry(|| {
+        // SAFETY: the path is an empty C string, and `stat` has room for one `statx`.
+        let result = unsafe {
+            libc::statx(
+                fd.as_raw_fd(),
+                c"".as_ptr(),
+                libc::AT_EMPTY_PATH,
+                libc::STATX_DIOALIGN,
+                stat.as_mut_ptr(),
+            )
+        };
+        Errno::result(result).map(drop)
+    })
+    .ok()?;
+    // SAFETY: zeroed at first and filled by the kernel; all its fields are integers.
+    let stat = unsafe { stat.assume_init() };
+    let told = stat.stx_mask & libc::STATX_DIOALIGN != 0 && stat.stx_dio_offset_align != 0;
+    told.then_some((stat.stx_dio_mem_align, stat.stx_dio_offset_align))
+}
+
+/// Whether a range of a file lies wholly in the page cache, as far as that can be told: by
+/// cachestat(2) (Linux 6.5), which wants write access or ownership, else by a read that would not
+/// wait for the device (`RWF_NOWAIT`) at every [`PROBE_STEP`].
+#[cfg(feature = "tokio")]
+pub(crate) fn is_cached(fd: BorrowedFd<'_>, offset: u64, len: u64) -> bool {
+    #[repr(C)]
+    struct Range {
+        offset: u64,
+        len: u64,
+    }
+    const SYS_CACHESTAT: libc::c_long = 451;
+    const PAGE: u64 = 4096;
+    const PROBE_STEP: u64 = 128 << 10;
+    let range = Range { offset, len };
+    // nr_cache, nr_dirty, nr_writeback, nr_evicted, nr_recently_evicted.
+    let mut stat = [0_u64; 5];
+    let counted = retry(|| {
+        // SAFETY: cachestat(2) reads one range and writes five counts of 64 bits; both outlive it.
+        let result = unsafe {
+            libc::syscall(
+                SYS_CACHESTAT,
+                fd.as_raw_fd(),
+                &raw const range,
+                stat.as_mut_ptr(),
+                0,
+            )
+        };
+        Errno::result(result)
+    });
+    if counted.is_ok() {
+        let all = stat[0] >= (offset + len).div_ceil(PAGE) - offset / PAGE;
+        // A page that is still being read counts as well: the last one arrives last.
+        return all && reads_at_once(fd, (offset + len).saturating_sub(1));
+    }
+    (0..len)
+        .step_by(PROBE_STEP as usize)
+        .all(|ahead| reads_at_once(fd, offset + ahead))
+}
+
+/// Whether a byte at `offset` can be read without waiting for a device. Where the kernel cannot
+/// say, it is assumed.
+#[cfg(feature = "tokio")]
+fn reads_at_once(fd: BorrowedFd<'_>, offset: u64) -> bool {
+    let Ok(offset) = loff(offset) else {
+        return true;
+    };
+    let mut byte = [0_u8];
+    let iov = libc::iovec {
+        iov_base: byte.as_mut_ptr().cast(),
+        iov_len: 1,
+    };
+    let read = retry(|| {
+        // SAFETY: the one iovec covers `byte`.
+        size(unsafe { libc::preadv2(fd.as_raw_fd(), &raw const iov, 1, offset, libc::RWF_NOWAIT) })
+    });
+    !read.is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock)
+}

@@ -1,0 +1,163 @@
+//! The calls that move bytes.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr;
+
+use nix::errno::Errno;
+use nix::fcntl::{self, SpliceFFlags};
+use nix::unistd;
+
+use super::{loff, retry, size};
+
+/// The most that read(2), write(2), sendfile(2) and splice(2) move in one call on Linux.
+const MAX_COUNT: usize = 0x7fff_f000;
+
+pub(crate) fn read(fd: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<usize> {
+    retry(|| unistd::read(fd, buf))
+}
+
+pub(crate) fn write(fd: BorrowedFd<'_>, buf: &[u8]) -> io::Result<usize> {
+    retry(|| unistd::write(fd, buf))
+}
+
+pub(crate) fn pread(fd: BorrowedFd<'_>, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+    let offset = loff(offset)?;
+    retry(|| {
+        // SAFETY: the buffer is writable for its whole length, and `fd` is open while borrowed.
+        size(unsafe { libc::pread64(fd.as_raw_fd(), buf.as_mut_ptr().cast(), buf.len(), offset) })
+    })
+}
+
+pub(crate) fn pwrite(fd: BorrowedFd<'_>, buf: &[u8], offset: u64) -> io::Result<usize> {
+    let offset = loff(offset)?;
+    retry(|| {
+        // SAFETY: the buffer is readable for its whole length, and `fd` is open while borrowed.
+        size(unsafe { libc::pwrite64(fd.as_raw_fd(), buf.as_ptr().cast(), buf.len(), offset) })
+    })
+}
+
+/// `RWF_DONTCACHE` (Linux 6.14): what this call brings into the page cache leaves it again.
+const RWF_DONTCACHE: libc::c_int = 0x80;
+
+/// preadv2(2) with `RWF_DONTCACHE`; without an offset, from the descriptor's own position.
+pub(crate) fn read_dontcache(
+    fd: BorrowedFd<'_>,
+    buf: &mut [u8],
+    offset: Option<u64>,
+) -> io::Result<usize> {
+    let offset = offset.map_or(Ok(-1), loff)?;
+    let iov = libc::iovec {
+        iov_base: buf.as_mut_ptr().cast(),
+        iov_len: buf.len(),
+    };
+    retry(|| {
+        // SAFETY: the one iovec covers `buf`, which is writable for its whole length.
+        size(unsafe { libc::preadv2(fd.as_raw_fd(), &raw const iov, 1, offset, RWF_DONTCACHE) })
+    })
+}
+
+/// pwritev2(2) with `RWF_DONTCACHE`; without an offset, at the descriptor's own position.
+pub(crate) fn write_dontcache(
+    fd: BorrowedFd<'_>,
+    buf: &[u8],
+    offset: Option<u64>,
+) -> io::Result<usize> {
+    let offset = offset.map_or(Ok(-1), loff)?;
+    let iov = libc::iovec {
+        iov_base: buf.as_ptr().cast_mut().cast(),
+        iov_len: buf.len(),
+    };
+    retry(|| {
+        // SAFETY: the one iovec covers `buf`, which the kernel only reads.
+        size(unsafe { libc::pwritev2(fd.as_raw_fd(), &raw const iov, 1, offset, RWF_DONTCACHE) })
+    })
+}
+
+/// sendfile(2); without an offset, from the source's own position, which then moves.
+pub(crate) fn sendfile(
+    dst: BorrowedFd<'_>,
+    src: BorrowedFd<'_>,
+    offset: Option<u64>,
+    count: usize,
+) -> io::Result<usize> {
+    let count = count.min(MAX_COUNT);
+    let offset = offset.map(loff).transpose()?;
+    retry(|| {
+        let mut offset = offset;
+        nix::sys::sendfile::sendfile64(dst, src, offset.as_mut(), count)
+    })
+}
+
+/// splice(2) with no flag: `SPLICE_F_MORE` corks a socket for 200 ms unless more follows for
+/// certain, and `SPLICE_F_MOVE` does nothing.
+pub(crate) fn splice(
+    src: BorrowedFd<'_>,
+    src_offset: Option<u64>,
+    dst: BorrowedFd<'_>,
+    dst_offset: Option<u64>,
+    count: usize,
+) -> io::Result<usize> {
+    let count = count.min(MAX_COUNT);
+    let src_offset = src_offset.map(loff).transpose()?;
+    let dst_offset = dst_offset.map(loff).transpose()?;
+    retry(|| {
+        let (mut from, mut to) = (src_offset, dst_offset);
+        fcntl::splice(
+            src,
+            from.as_mut(),
+            dst,
+            to.as_mut(),
+            count,
+            SpliceFFlags::empty(),
+        )
+    })
+}
+
+/// tee(2): duplicates what a pipe holds into another, which must not wait for room.
+pub(crate) fn tee(src: BorrowedFd<'_>, dst: BorrowedFd<'_>, count: usize) -> io::Result<usize> {
+    retry(|| fcntl::tee(src, dst, count, SpliceFFlags::SPLICE_F_NONBLOCK))
+}
+
+/// copy_file_range(2), at most 1 GiB at once: glibc 2.41 and 2.42 cut a larger result to 32 bits.
+pub(crate) fn copy_file_range(
+    src: BorrowedFd<'_>,
+    src_offset: Option<u64>,
+    dst: BorrowedFd<'_>,
+    dst_offset: Option<u64>,
+    count: usize,
+) -> io::Result<usize> {
+    let count = count.min(1 << 30);
+    let src_offset = src_offset.map(loff).transpose()?;
+    let dst_offset = dst_offset.map(loff).transpose()?;
+    retry(|| {
+        let (mut from, mut to) = (src_offset, dst_offset);
+        let from = from.as_mut().map_or(ptr::null_mut(), ptr::from_mut);
+        let to = to.as_mut().map_or(ptr::null_mut(), ptr::from_mut);
+        // SAFETY: both pointers are null or point to an offset that outlives the call.
+        size(unsafe { libc::copy_file_range(src.as_raw_fd(), from, dst.as_raw_fd(), to, count, 0) })
+    })
+}
+
+/// ioctl_ficlonerange(2).
+pub(crate) fn clone_range(
+    src: BorrowedFd<'_>,
+    src_offset: u64,
+    dst: BorrowedFd<'_>,
+    dst_offset: u64,
+    len: u64,
+) -> io::Result<()> {
+    let range = libc::file_clone_range {
+        src_fd: i64::from(src.as_raw_fd()),
+        src_offset,
+        src_length: len,
+        dest_offset: dst_offset,
+    };
+    retry(|| {
+        // SAFETY: FICLONERANGE reads one `file_clone_range`, and `range` is one.
+        let result =
+            unsafe { libc::ioctl(dst.as_raw_fd(), libc::FICLONERANGE as _, &raw const range) };
+        Errno::result(result).map(drop)
+    })
+}
