@@ -5,20 +5,18 @@
 //! follows from the counts, so a backend cannot put an offset wrong, and a fallback goes on where
 //! the last backend stopped without being told.
 
+mod bounds;
 mod settle;
 mod start;
 
-use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
-use bytes::Bytes;
-
 use crate::backend::{Backend, Endpoint, Facts, Fault, Side, Step, Unfit, ZeroCopyTransfer};
 use crate::drop_behind::DropBehind;
-use crate::error::{Error, ErrorKind, Result};
-use crate::holes::{Holes, Next};
+use crate::error::Result;
+use crate::holes::Holes;
 use crate::pace::{Limits, Pace};
 use crate::policy::Cache;
 use crate::prealloc::Prealloc;
@@ -26,10 +24,8 @@ use crate::probe::Wishes;
 use crate::report::{End, Report, Status};
 use crate::sys::{call, sigpipe};
 
+use bounds::SameFile;
 use settle::timed_out;
-
-/// The largest offset that a file can have.
-const MAX_OFFSET: u64 = i64::MAX as u64;
 
 /// What the options ask for.
 #[derive(Clone, Debug, Default)]
@@ -85,15 +81,6 @@ impl Place {
             self.base.map(|base| base.saturating_add(passed)),
         )
     }
-}
-
-/// Bounds for a file copied onto itself.
-#[derive(Debug)]
-struct SameFile {
-    /// Bytes that the source had from its start on; what is appended behind is not its own.
-    own: u64,
-    /// How far source and destination lie apart: more would overlap.
-    apart: u64,
 }
 
 impl Driver {
@@ -249,112 +236,12 @@ impl Driver {
         }
     }
 
-    /// Has blocks ready for what comes next. An error says that there is no room for it.
-    fn allocate(&mut self, src: BorrowedFd<'_>, dst: BorrowedFd<'_>) -> io::Result<()> {
-        let fit = self.in_flight() == 0 && Prealloc::suits(self.backend());
-        let Some(prealloc) = self.prealloc.as_mut().filter(|_| fit) else {
-            return Ok(());
-        };
-        let len = match self.len {
-            u64::MAX => u64::MAX,
-            len => len.saturating_sub(self.delivered),
-        };
-        let data = self.holes.as_ref().map_or(u64::MAX, Holes::data);
-        let from = self.src.endpoint(src, self.delivered);
-        let to = self.dst.endpoint(dst, self.delivered);
-        prealloc.allocate(&from, &to, len.min(data))
-    }
-
     /// Leaves nothing behind: what is in flight goes back where it can, and blocks that were
     /// allocated and not used are given back.
     pub(crate) fn close(&mut self, src: BorrowedFd<'_>, dst: BorrowedFd<'_>) {
         // Nobody is left to tell; from a stream, the bytes go with the transfer.
         let _ = self.reclaim(src);
         self.free_blocks(dst);
-    }
-
-    fn free_blocks(&mut self, dst: BorrowedFd<'_>) {
-        if let Some(prealloc) = &mut self.prealloc {
-            prealloc.give_back(&self.dst.endpoint(dst, self.delivered));
-        }
-    }
-
-    /// The most that may reach the destination next, in flight included; or how it has ended.
-    fn limit(&self) -> Result<std::result::Result<NonZeroUsize, End>> {
-        let held = self.in_flight();
-        let mut limit = self.remaining();
-        if limit == 0 {
-            return Ok(Err(End::Complete));
-        }
-        if let Some(same) = &self.same_file {
-            limit = limit.min(same.own.saturating_sub(self.delivered));
-            let clear = same.apart.saturating_sub(self.delivered);
-            if limit > 0 && clear == 0 {
-                return Err(overlap().after(self.delivered, Bytes::new()));
-            }
-            limit = limit.min(clear);
-        }
-        // Where an offset reaches the largest that there is, nothing more can be there.
-        if let Some(base) = self.src.base {
-            limit = limit.min((MAX_OFFSET - base).saturating_sub(self.delivered));
-        }
-        if limit == 0 {
-            return Ok(Err(End::SourceEnded));
-        }
-        if let Some(base) = self.dst.base {
-            limit = limit.min((MAX_OFFSET - base).saturating_sub(self.delivered));
-            if limit == 0 {
-                let error = io::Error::from_raw_os_error(libc::EFBIG);
-                let error = Error::io(ErrorKind::Io, Some(Side::Destination), error);
-                return Err(error.after(self.delivered, Bytes::new()));
-            }
-        }
-        // Sharing extents takes no time, however many.
-        if self.backend() != Backend::Reflink {
-            limit = limit.min(self.most);
-        }
-        if let Some(grain) = self.pace.as_ref().and_then(Pace::grain) {
-            limit = limit.min(grain);
-        }
-        let limit = usize::try_from(limit.max(held)).unwrap_or(usize::MAX);
-        let limit = self.chunk.map_or(limit, |chunk| limit.min(chunk.get()));
-        let limit = limit.max(self.backend.in_flight());
-        Ok(NonZeroUsize::new(limit).ok_or(End::Complete))
-    }
-
-    /// Skips the hole that comes next (`Err`, its length) or limits the step to the data before
-    /// the one that follows.
-    fn skip_hole(
-        &mut self,
-        limit: NonZeroUsize,
-        src: BorrowedFd<'_>,
-        dst: BorrowedFd<'_>,
-    ) -> std::result::Result<NonZeroUsize, NonZeroUsize> {
-        // A shared extent brings its holes along, and bytes in flight have to go first.
-        if self.backend() == Backend::Reflink || self.in_flight() > 0 {
-            return Ok(limit);
-        }
-        let Some(holes) = &mut self.holes else {
-            return Ok(limit);
-        };
-        let from = self.src.endpoint(src, self.delivered);
-        let to = self.dst.endpoint(dst, self.delivered);
-        // A hole is no burden: the chunk does not bound it.
-        let whole = self.len.saturating_sub(self.delivered);
-        match holes.next(&from, &to, whole) {
-            Ok(Next::Made(bytes)) => match usize::try_from(bytes).map(NonZeroUsize::new) {
-                Ok(Some(bytes)) => Err(bytes),
-                _ => Ok(limit),
-            },
-            Ok(Next::Data(bytes)) => {
-                let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
-                Ok(NonZeroUsize::new(bytes).map_or(limit, |bytes| limit.min(bytes)))
-            }
-            Err(_) => {
-                self.holes = None;
-                Ok(limit)
-            }
-        }
     }
 
     fn step(
@@ -408,9 +295,4 @@ impl Driver {
             trail.moved(&src, &dst, bytes, last);
         }
     }
-}
-
-fn overlap() -> Error {
-    let text = "it is the source itself, and the ranges overlap";
-    Error::input(Side::Destination, io::ErrorKind::InvalidInput, text)
 }

@@ -3,7 +3,8 @@
 
 use std::os::fd::BorrowedFd;
 
-use super::{Driver, FAIR, Place, Plan, SameFile, overlap};
+use super::bounds::{SameFile, overlap};
+use super::{Driver, FAIR, Place, Plan};
 use crate::backend::{
     Backend, Direct, Endpoint, Kind, ReadWrite, Side, Splice, Unfit, ZeroCopyTransfer,
 };

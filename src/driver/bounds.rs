@@ -1,0 +1,135 @@
+//! What bounds the next step: the length, the offsets that there are, a file copied onto itself,
+//! fairness, a rate; and the holes and blocks of the files.
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::BorrowedFd;
+
+use bytes::Bytes;
+
+use super::Driver;
+use crate::backend::{Backend, Side};
+use crate::error::{Error, ErrorKind, Result};
+use crate::holes::{Holes, Next};
+use crate::pace::Pace;
+use crate::prealloc::Prealloc;
+use crate::report::End;
+
+/// The largest offset that a file can have.
+const MAX_OFFSET: u64 = i64::MAX as u64;
+
+/// Bounds for a file copied onto itself.
+#[derive(Debug)]
+pub(super) struct SameFile {
+    /// Bytes that the source had from its start on; what is appended behind is not its own.
+    pub(super) own: u64,
+    /// How far source and destination lie apart: more would overlap.
+    pub(super) apart: u64,
+}
+
+impl Driver {
+    /// The most that may reach the destination next, in flight included; or how it has ended.
+    pub(super) fn limit(&self) -> Result<std::result::Result<NonZeroUsize, End>> {
+        let held = self.in_flight();
+        let mut limit = self.remaining();
+        if limit == 0 {
+            return Ok(Err(End::Complete));
+        }
+        if let Some(same) = &self.same_file {
+            limit = limit.min(same.own.saturating_sub(self.delivered));
+            let clear = same.apart.saturating_sub(self.delivered);
+            if limit > 0 && clear == 0 {
+                return Err(overlap().after(self.delivered, Bytes::new()));
+            }
+            limit = limit.min(clear);
+        }
+        // Where an offset reaches the largest that there is, nothing more can be there.
+        if let Some(base) = self.src.base {
+            limit = limit.min((MAX_OFFSET - base).saturating_sub(self.delivered));
+        }
+        if limit == 0 {
+            return Ok(Err(End::SourceEnded));
+        }
+        if let Some(base) = self.dst.base {
+            limit = limit.min((MAX_OFFSET - base).saturating_sub(self.delivered));
+            if limit == 0 {
+                let error = io::Error::from_raw_os_error(libc::EFBIG);
+                let error = Error::io(ErrorKind::Io, Some(Side::Destination), error);
+                return Err(error.after(self.delivered, Bytes::new()));
+            }
+        }
+        // Sharing extents takes no time, however many.
+        if self.backend() != Backend::Reflink {
+            limit = limit.min(self.most);
+        }
+        if let Some(grain) = self.pace.as_ref().and_then(Pace::grain) {
+            limit = limit.min(grain);
+        }
+        let limit = usize::try_from(limit.max(held)).unwrap_or(usize::MAX);
+        let limit = self.chunk.map_or(limit, |chunk| limit.min(chunk.get()));
+        let limit = limit.max(self.backend.in_flight());
+        Ok(NonZeroUsize::new(limit).ok_or(End::Complete))
+    }
+
+    /// Skips the hole that comes next (`Err`, its length) or limits the step to the data before
+    /// the one that follows.
+    pub(super) fn skip_hole(
+        &mut self,
+        limit: NonZeroUsize,
+        src: BorrowedFd<'_>,
+        dst: BorrowedFd<'_>,
+    ) -> std::result::Result<NonZeroUsize, NonZeroUsize> {
+        // A shared extent brings its holes along, and bytes in flight have to go first.
+        if self.backend() == Backend::Reflink || self.in_flight() > 0 {
+            return Ok(limit);
+        }
+        let Some(holes) = &mut self.holes else {
+            return Ok(limit);
+        };
+        let from = self.src.endpoint(src, self.delivered);
+        let to = self.dst.endpoint(dst, self.delivered);
+        // A hole is no burden: the chunk does not bound it.
+        let whole = self.len.saturating_sub(self.delivered);
+        match holes.next(&from, &to, whole) {
+            Ok(Next::Made(bytes)) => match usize::try_from(bytes).map(NonZeroUsize::new) {
+                Ok(Some(bytes)) => Err(bytes),
+                _ => Ok(limit),
+            },
+            Ok(Next::Data(bytes)) => {
+                let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+                Ok(NonZeroUsize::new(bytes).map_or(limit, |bytes| limit.min(bytes)))
+            }
+            Err(_) => {
+                self.holes = None;
+                Ok(limit)
+            }
+        }
+    }
+
+    /// Has blocks ready for what comes next. An error says that there is no room for it.
+    pub(super) fn allocate(&mut self, src: BorrowedFd<'_>, dst: BorrowedFd<'_>) -> io::Result<()> {
+        let fit = self.in_flight() == 0 && Prealloc::suits(self.backend());
+        let Some(prealloc) = self.prealloc.as_mut().filter(|_| fit) else {
+            return Ok(());
+        };
+        let len = match self.len {
+            u64::MAX => u64::MAX,
+            len => len.saturating_sub(self.delivered),
+        };
+        let data = self.holes.as_ref().map_or(u64::MAX, Holes::data);
+        let from = self.src.endpoint(src, self.delivered);
+        let to = self.dst.endpoint(dst, self.delivered);
+        prealloc.allocate(&from, &to, len.min(data))
+    }
+
+    pub(super) fn free_blocks(&mut self, dst: BorrowedFd<'_>) {
+        if let Some(prealloc) = &mut self.prealloc {
+            prealloc.give_back(&self.dst.endpoint(dst, self.delivered));
+        }
+    }
+}
+
+pub(super) fn overlap() -> Error {
+    let text = "it is the source itself, and the ranges overlap";
+    Error::input(Side::Destination, io::ErrorKind::InvalidInput, text)
+}
