@@ -458,7 +458,8 @@ impl<S: AsFd, D: AsFd> FanOut<S, D> {
             .iter()
             .filter_map(|&place| self.lanes.get(place));
         sides.extend(dsts.map(|lane| (lane.dst.as_fd(), true)));
-        call::poll_any(&sides).map_err(|e| Error::io(ErrorKind::Io, None, e))
+        let waited = call::poll_any(&sides, None).map(drop);
+        waited.map_err(|e| Error::io(ErrorKind::Io, None, e))
     }
 }
 

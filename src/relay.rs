@@ -277,7 +277,7 @@ impl RelayOptions {
 /// is written to would hold up the other one. A socket's own `SO_RCVTIMEO` is not heeded.
 ///
 /// Where it ends for another reason than that both directions did (the idle limit, the deadline, a
-/// failure), both sockets have been shut down.
+/// failure), both sockets have been shut down for writing.
 ///
 /// # Errors
 /// The first failure of either direction, with the exact counts of both.

@@ -27,7 +27,12 @@ pub(super) fn run<A: AsFd, B: AsFd>(
     let (idle, deadline) = (relay.options.idle, relay.options.limits.deadline);
     let close_both = relay.options.closes_both();
     let (a, b) = (relay.a.as_fd(), relay.b.as_fd());
-    let (there, back) = (Order::default(), Order::default());
+    let (there, back) = match (Order::new(), Order::new()) {
+        (Ok(there), Ok(back)) => (there, back),
+        (Err(e), _) | (_, Err(e)) => {
+            return Err(RelayError::at_start(Error::io(ErrorKind::Io, None, e)));
+        }
+    };
     let pulse = &relay.pulse;
     let directions = [
         (Direction::AToB, &mut relay.a_to_b, a, b, &there),
@@ -59,9 +64,9 @@ pub(super) fn run<A: AsFd, B: AsFd>(
         let end_all = || {
             there.leave();
             back.leave();
-            // A call that waits on either comes back.
-            let _ = call::shutdown(a, Shutdown::Both);
-            let _ = call::shutdown(b, Shutdown::Both);
+            // A call that waits to write to either comes back.
+            let _ = call::shutdown(a, Shutdown::Write);
+            let _ = call::shutdown(b, Shutdown::Write);
             wake();
         };
         if cause.is_some() {
@@ -78,12 +83,10 @@ pub(super) fn run<A: AsFd, B: AsFd>(
             match told.recv_timeout(wait.unwrap_or(Duration::from_secs(3600))) {
                 Ok((direction, Ok(()))) => {
                     if close_both && cause.is_none() {
-                        let (other, order) = match direction {
-                            Direction::AToB => (b, &back),
-                            Direction::BToA => (a, &there),
-                        };
-                        order.stop();
-                        let _ = call::shutdown(other, Shutdown::Read);
+                        match direction {
+                            Direction::AToB => back.stop(),
+                            Direction::BToA => there.stop(),
+                        }
                         wake();
                     }
                 }
@@ -110,12 +113,7 @@ pub(super) fn run<A: AsFd, B: AsFd>(
     });
     match cause {
         None => Ok(relay.report(RelayEnd::Stopped)),
-        Some(Cause::Idle) => {
-            // A direction may have taken our own shutdown(2) for the end of its source.
-            let mut report = relay.report(RelayEnd::Idle);
-            report.end = RelayEnd::Idle;
-            Ok(report)
-        }
+        Some(Cause::Idle) => Ok(relay.report(RelayEnd::Idle)),
         Some(Cause::Failed(direction, error)) => Err(relay.failed(direction, error)),
         Some(Cause::Deadline) => {
             let error = Error::io(ErrorKind::Io, None, io::ErrorKind::TimedOut.into())

@@ -1,13 +1,14 @@
 //! One direction of a relay.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use nix::sys::eventfd::EventFd;
 use nix::sys::socket::Shutdown;
 
 use super::Flow;
@@ -171,52 +172,83 @@ impl Pump {
     }
 }
 
-/// What a direction on a thread of its own is told to do.
-#[derive(Debug, Default)]
-pub(super) struct Order(AtomicU8);
+/// What a direction on a thread of its own is told to do. Whoever waits for its source also waits
+/// for this. (Shutting the source down would wake it too, and make TCP answer what the peer still
+/// sends with RST, which takes from it what it has not yet received.)
+#[derive(Debug)]
+pub(super) struct Order {
+    bits: AtomicU8,
+    given: EventFd,
+}
 
 impl Order {
     const STOP: u8 = 1;
     const LEAVE: u8 = 2;
 
+    pub(super) fn new() -> io::Result<Self> {
+        let (bits, given) = (AtomicU8::new(0), call::eventfd()?);
+        Ok(Self { bits, given })
+    }
+
     /// Takes nothing more, and delivers what was taken.
     pub(super) fn stop(&self) {
-        self.0.fetch_or(Self::STOP, Ordering::Relaxed);
+        self.give(Self::STOP);
     }
 
     /// Leaves off, whatever is in flight.
     pub(super) fn leave(&self) {
-        self.0.fetch_or(Self::LEAVE, Ordering::Relaxed);
+        self.give(Self::LEAVE);
+    }
+
+    fn give(&self, order: u8) {
+        self.bits.fetch_or(order, Ordering::Relaxed);
+        // It counts to 2^64 - 2, and there are two orders.
+        let _ = self.given.write(1);
+    }
+
+    /// Makes the next wait one for the next order. The orders given stay given.
+    fn heard(&self) {
+        if self.bits.load(Ordering::Relaxed) != 0 {
+            let _ = self.given.read();
+        }
+    }
+
+    fn is_given(&self, order: u8) -> bool {
+        self.bits.load(Ordering::Relaxed) & order != 0
     }
 }
 
 impl Pump {
-    /// Advances to the end, waiting where it has to. Whoever gives an order also wakes this thread,
-    /// where it waits for a socket by shutting that down.
+    /// Advances to the end, waiting where it has to. Whoever gives an order also wakes this thread
+    /// where it waits for the rate, by unparking it, or in a call on a blocking destination, by
+    /// shutting that down.
     pub(super) fn run(
         &mut self,
         src: BorrowedFd<'_>,
         dst: BorrowedFd<'_>,
         order: &Order,
     ) -> Result<()> {
-        let source_blocks = !self.driver.src_facts().is_nonblocking();
+        let facts = (self.driver.src_facts(), self.driver.dst_facts());
+        let (source_blocks, waits) = (!facts.0.is_nonblocking(), facts.1.is_nonblocking());
         loop {
+            // A source that would itself wait in the kernel's call, with a pipe in its hands.
             if source_blocks && self.state == State::Flowing && self.driver.in_flight() == 0 {
-                self.await_source(src)?;
+                self.wait(Side::Source, src, dst, order)?;
             }
-            // Looked at after waiting: an end that our own shutdown(2) made is none of the peer's.
-            let order = order.0.load(Ordering::Relaxed);
-            if order & Order::LEAVE != 0 {
+            if order.is_given(Order::LEAVE) {
                 return Ok(());
             }
-            if order & Order::STOP != 0 {
+            if order.is_given(Order::STOP) {
                 self.stop();
             }
             match self.advance(src, dst)? {
                 Status::Moved(_) => {}
-                Status::Blocked(side) => match self.driver.resume_at() {
-                    Some(until) => thread::park_timeout(self.left(until)),
-                    None => {
+                Status::Blocked(side) => match (self.driver.resume_at(), side) {
+                    (Some(until), _) => thread::park_timeout(self.left(until)),
+                    (None, _) if side == Side::Source || waits => {
+                        self.wait(side, src, dst, order)?;
+                    }
+                    (None, _) => {
                         let waited = self.driver.wait(side, src, dst);
                         self.kept(waited)?;
                     }
@@ -226,14 +258,24 @@ impl Pump {
         }
     }
 
-    /// Waits for a source that would itself wait in the kernel's call, with a pipe in its hands.
-    fn await_source(&mut self, src: BorrowedFd<'_>) -> Result<()> {
+    /// Waits for a side, for an order, or until the deadline, of which the next advance speaks.
+    fn wait(
+        &mut self,
+        side: Side,
+        src: BorrowedFd<'_>,
+        dst: BorrowedFd<'_>,
+        order: &Order,
+    ) -> Result<()> {
+        let (fd, writable) = match side {
+            Side::Source => (src, false),
+            Side::Destination => (dst, true),
+        };
         let left = self.driver.deadline().map(|deadline| self.left(deadline));
         self.syscalls += 1;
-        let waited = call::poll(src, false, left).map_err(|e| Fault::new(Side::Source, e));
-        waited
-            .map(drop)
-            .map_err(|fault| self.driver.fail(fault, src))
+        let sides = [(fd, writable), (order.given.as_fd(), false)];
+        let waited = call::poll_any(&sides, left).map(|_| order.heard());
+        let waited = waited.map_err(|e| self.driver.fail(Fault::new(side, e), src));
+        self.kept(waited)
     }
 
     /// The time until then, or until the deadline.

@@ -7,11 +7,12 @@ mod moving;
 
 use std::cell::Cell;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::Shutdown;
 
 pub(crate) use files::*;
@@ -62,12 +63,30 @@ pub(crate) fn poll(
     writable: bool,
     limit: Option<Duration>,
 ) -> io::Result<bool> {
-    let events = if writable {
+    poll_until(&mut [PollFd::new(fd, events(writable))], limit)
+}
+
+/// poll(2) on several descriptors, each for writing (`true`) or reading, until one is ready or the
+/// time runs out (`Ok(false)`).
+pub(crate) fn poll_any(
+    sides: &[(BorrowedFd<'_>, bool)],
+    limit: Option<Duration>,
+) -> io::Result<bool> {
+    let fds = sides
+        .iter()
+        .map(|(fd, writable)| PollFd::new(*fd, events(*writable)));
+    poll_until(&mut fds.collect::<Vec<_>>(), limit)
+}
+
+fn events(writable: bool) -> PollFlags {
+    if writable {
         PollFlags::POLLOUT
     } else {
         PollFlags::POLLIN
-    };
-    let mut fds = [PollFd::new(fd.as_fd(), events)];
+    }
+}
+
+fn poll_until(fds: &mut [PollFd<'_>], limit: Option<Duration>) -> io::Result<bool> {
     let until = limit.map(|limit| Instant::now() + limit);
     retry(|| {
         let timeout = until.map_or(PollTimeout::NONE, |until| {
@@ -77,7 +96,7 @@ pub(crate) fn poll(
             PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
         });
         // For want of memory, POSIX allows EAGAIN: "try again", and not "not ready".
-        nix::poll::poll(&mut fds, timeout).map_err(|errno| match errno {
+        nix::poll::poll(fds, timeout).map_err(|errno| match errno {
             Errno::EAGAIN => Errno::EINTR,
             other => other,
         })
@@ -85,20 +104,9 @@ pub(crate) fn poll(
     .map(|ready| ready > 0)
 }
 
-/// poll(2) on several descriptors, each for writing (`true`) or reading, until one is ready.
-pub(crate) fn poll_any(sides: &[(BorrowedFd<'_>, bool)]) -> io::Result<()> {
-    let of = |writable| {
-        if writable {
-            PollFlags::POLLOUT
-        } else {
-            PollFlags::POLLIN
-        }
-    };
-    let mut fds: Vec<_> = sides
-        .iter()
-        .map(|(fd, writable)| PollFd::new(*fd, of(*writable)))
-        .collect();
-    retry(|| nix::poll::poll(&mut fds, PollTimeout::NONE)).map(drop)
+/// A descriptor that becomes readable once it is written to: for whoever waits in poll(2).
+pub(crate) fn eventfd() -> io::Result<EventFd> {
+    retry(|| EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK))
 }
 
 /// Whether the descriptor is ready right now.

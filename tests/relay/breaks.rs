@@ -67,11 +67,6 @@ impl Point {
             }
         }
     }
-
-    /// Whether the other peer is sending.
-    fn answers(self) -> bool {
-        matches!(self, Point::Deaf | Point::Both | Point::HalfClosed)
-    }
 }
 
 fn pass(from: &mut Peer, to: &mut Peer, len: u64) {
@@ -128,14 +123,13 @@ fn reset_at(form: &Form, point: Point, other: Net, mirrored: bool) {
     let gone = who.reset();
     let stays = if mirrored { &ends.a } else { &ends.b };
     let error = thread::scope(|scope| {
-        // In the end it gets what was delivered, and then the end, if nothing is lost on the way.
+        // In the end it gets what was delivered, and then the end.
         let listening = scope.spawn(|| whom.ear.receive(u64::MAX));
         let error = relay.join().expect_err(&case);
         let _ = shutdown(stays.as_raw_fd(), Shutdown::Write);
         let heard = listening.join().expect("no panic");
-        let lost = form.shuts_down && point.answers();
         assert!(
-            lost || heard.is_ok_and(|heard| heard.ended),
+            heard.is_ok_and(|heard| heard.ended),
             "{case}: the end has come"
         );
         error
@@ -165,8 +159,7 @@ fn reset_at(form: &Form, point: Point, other: Net, mirrored: bool) {
     assert_eq!(error.error().side(), Some(side), "{case}");
     assert_eq!(error.error().delivered(), flow.bytes, "{case}");
     assert_eq!(error.error().undelivered(), &flow.undelivered, "{case}");
-    let also = form.shuts_down && point.answers();
-    let (lost_a, lost_b) = turn(mirrored, (true, also));
+    let (lost_a, lost_b) = turn(mirrored, (true, false));
     let lost = Lost {
         a: lost_a,
         b: lost_b,
@@ -233,15 +226,10 @@ pub fn deadline(form: &'static Form) {
                 text(&report.a_to_b),
                 text(&report.b_to_a)
             );
-            if !form.shuts_down {
-                a.ear.expect(report.b_to_a.bytes - a.ear.received);
-                b.ear.expect(report.a_to_b.bytes - b.ear.received);
-            }
-            let lost = Lost {
-                a: form.shuts_down,
-                b: form.shuts_down,
-            };
-            judge(&case, report, (&a.sums(), &b.sums()), &ends, lost);
+            a.ear.expect(report.b_to_a.bytes - a.ear.received);
+            b.ear.expect(report.a_to_b.bytes - b.ear.received);
+            let sums = (&a.sums(), &b.sums());
+            judge(&case, report, sums, &ends, Lost::default());
         }
     });
 }
@@ -277,10 +265,7 @@ pub fn rate(form: &'static Form) {
         let gone = rig.b.reset();
         let error = rig.relay.join().expect_err(&rig.case);
         assert_eq!(error.direction(), Direction::BToA, "{}: {error}", rig.case);
-        let lost = Lost {
-            a: form.shuts_down,
-            b: true,
-        };
+        let lost = Lost { a: false, b: true };
         judge(
             &rig.case,
             error.report(),

@@ -20,8 +20,6 @@ pub struct Form {
     pub name: &'static str,
     /// Whether the relay's sockets are made non-blocking.
     pub nonblocking: bool,
-    /// Whether it shuts them down where it ends for another reason than that both directions did.
-    pub shuts_down: bool,
     pub run: fn(&RelayOptions, OwnedFd, OwnedFd) -> Outcome,
 }
 
@@ -29,7 +27,6 @@ pub struct Form {
 pub const BLOCKING: Form = Form {
     name: "blocking",
     nonblocking: false,
-    shuts_down: true,
     run: |options, a, b| options.relay(a, b),
 };
 
@@ -37,7 +34,6 @@ pub const BLOCKING: Form = Form {
 pub const WAITING: Form = Form {
     name: "blocking call on non-blocking sockets",
     nonblocking: true,
-    shuts_down: true,
     run: |options, a, b| options.relay(a, b),
 };
 
@@ -45,7 +41,6 @@ pub const WAITING: Form = Form {
 pub const BY_POLL: Form = Form {
     name: "by poll",
     nonblocking: true,
-    shuts_down: false,
     run: by_poll,
 };
 

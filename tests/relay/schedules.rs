@@ -145,7 +145,7 @@ impl Actors {
     }
 
     /// After the relay's end: what was delivered is taken, and everything is held together.
-    fn judge(mut self, case: &str, report: &RelayReport, ends: &Ends, broken: bool) -> u64 {
+    fn judge(mut self, case: &str, report: &RelayReport, ends: &Ends) -> u64 {
         for end in [&ends.a, &ends.b] {
             let _ = shutdown(end.as_raw_fd(), Shutdown::Write);
         }
@@ -167,8 +167,8 @@ impl Actors {
             None => self.gone[which].expect("it has reset"),
         };
         let lost = Lost {
-            a: self.peers[0].is_none() || broken,
-            b: self.peers[1].is_none() || broken,
+            a: self.peers[0].is_none(),
+            b: self.peers[1].is_none(),
         };
         judge(case, report, (&sums(0), &sums(1)), ends, lost);
         delivered[0] + delivered[1]
@@ -223,7 +223,7 @@ fn alone(seed: u64) -> u64 {
             error.report().clone()
         }
     };
-    actors.judge(&case, &report, &ends, false)
+    actors.judge(&case, &report, &ends)
 }
 
 type Owned = zcio::relay::Relay<std::os::fd::OwnedFd, std::os::fd::OwnedFd>;
@@ -257,7 +257,6 @@ fn beside(form: &Form, seed: u64) -> u64 {
         assert!(Instant::now() < until, "{case}: no end");
     }
     let outcome: Outcome = relay.join();
-    let broken = form.shuts_down && outcome.is_err();
     let report = match outcome {
         Ok(report) => report,
         Err(error) => {
@@ -266,7 +265,7 @@ fn beside(form: &Form, seed: u64) -> u64 {
             error.report().clone()
         }
     };
-    actors.judge(&case, &report, &ends, broken)
+    actors.judge(&case, &report, &ends)
 }
 
 /// Plays `count` schedules from the first seed on, and looks at the descriptors after each.

@@ -32,7 +32,6 @@ pub fn multi() -> Runtime {
 pub const STREAMS: Form = Form {
     name: "tokio streams",
     nonblocking: true,
-    shuts_down: false,
     run: |options, a, b| {
         single().block_on(async {
             match (family(&a), family(&b)) {
@@ -49,7 +48,6 @@ pub const STREAMS: Form = Form {
 pub const SPAWNED: Form = Form {
     name: "tokio AsyncFd, spawned",
     nonblocking: true,
-    shuts_down: false,
     run: |options, a, b| {
         let options = options.clone();
         multi().block_on(async move {
@@ -63,7 +61,6 @@ pub const SPAWNED: Form = Form {
 pub const DROPPED: Form = Form {
     name: "tokio, dropped and driven anew",
     nonblocking: true,
-    shuts_down: false,
     run: |options, a, b| {
         single().block_on(async {
             let mut relay: Relay<_, _> = options
