@@ -15,6 +15,8 @@ mod common;
 mod expect;
 #[path = "faults/hooks.rs"]
 mod hooks;
+#[path = "common/interpose.rs"]
+mod interpose;
 #[path = "faults/plan.rs"]
 mod plan;
 #[path = "faults/runner.rs"]

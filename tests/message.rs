@@ -20,6 +20,8 @@ mod common;
 mod faults;
 #[path = "message/hooks.rs"]
 mod hooks;
+#[path = "common/interpose.rs"]
+mod interpose;
 #[path = "message/lane.rs"]
 mod lane;
 #[path = "message/map.rs"]

@@ -187,12 +187,6 @@ impl Rule {
     }
 }
 
-/// poll(2), by which of its two system calls the C library makes it.
-#[cfg(target_arch = "x86_64")]
-pub(crate) const POLL: i64 = libc::SYS_poll;
-#[cfg(not(target_arch = "x86_64"))]
-pub(crate) const POLL: i64 = libc::SYS_ppoll;
-
 /// The descriptors of a transfer, by which its calls are told apart.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Numbers {
@@ -227,7 +221,7 @@ impl Numbers {
             libc::SYS_ioctl if int(1) == libc::FICLONERANGE as i32 => Site::Clone,
             libc::SYS_pipe2 => Site::Pipe2,
             libc::SYS_fcntl if int(1) == libc::F_SETPIPE_SZ => Site::PipeSize,
-            POLL => Site::Poll,
+            crate::interpose::POLL => Site::Poll,
             _ => return None,
         })
     }
