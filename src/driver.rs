@@ -20,8 +20,8 @@ use crate::holes::Holes;
 use crate::pace::{Limits, Pace};
 use crate::policy::Cache;
 use crate::prealloc::Prealloc;
-use crate::probe::Wishes;
-use crate::report::{End, Report, Status};
+use crate::probe::{Queue, Wishes};
+use crate::report::{End, Report, Shares, Status};
 use crate::sys::{call, sigpipe};
 
 use bounds::SameFile;
@@ -46,11 +46,11 @@ pub(crate) struct Driver {
     /// Whether the backend at work has moved anything: only then is its 0 the end.
     proven: bool,
     /// The backends still to be tried, in order.
-    next: Vec<Backend>,
+    next: Queue,
     cache: Cache,
     forced: bool,
     refused: Vec<(Backend, Unfit)>,
-    shares: Vec<(Backend, u64)>,
+    shares: Shares,
     end: End,
     syscalls: u64,
     shield: bool,
@@ -266,10 +266,7 @@ impl Driver {
         self.proven = true;
         let backend = self.backend();
         // Each once, however often a relay's engine goes from one to the other and back.
-        match self.shares.iter_mut().find(|(other, _)| *other == backend) {
-            Some((_, share)) => *share += count,
-            None => self.shares.push((backend, count)),
-        }
+        self.shares.add(backend, count);
         if let Some(pace) = &mut self.pace {
             pace.passed(count);
         }

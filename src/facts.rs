@@ -93,7 +93,9 @@ pub struct Facts {
     allocated: u64,
     device: u64,
     inode: u64,
-    filesystem: i64,
+    /// Its magic number; `None` while nobody has asked. Then it is taken for one of which nothing
+    /// is known.
+    filesystem: Option<i64>,
     block: u64,
     sealed: bool,
     alignment: Option<(u32, u32)>,
@@ -139,34 +141,40 @@ const REMOTE: [i64; 7] = [
 ];
 
 impl Facts {
-    /// Looks at a descriptor: three or four system calls.
+    /// Looks at a descriptor: two system calls, three for a socket. Of a regular file it is not
+    /// asked here what filesystem it lies on: see [`complete`](Self::complete).
     pub(crate) fn of(fd: BorrowedFd<'_>) -> io::Result<Self> {
-        let stat = call::fstat(fd)?;
         let flags = call::status_flags(fd)?;
         let mut facts = Self {
             kind: Kind::Anonymous,
             flags,
-            size: stat.st_size.unsigned_abs(),
-            allocated: stat.st_blocks.unsigned_abs().saturating_mul(512),
-            device: stat.st_dev,
-            inode: stat.st_ino,
-            filesystem: 0,
-            block: stat.st_blksize.unsigned_abs(),
+            size: 0,
+            allocated: 0,
+            device: 0,
+            inode: 0,
+            filesystem: None,
+            block: 0,
             sealed: false,
             alignment: None,
         };
-        facts.kind = match stat.st_mode & libc::S_IFMT {
-            _ if flags & libc::O_PATH != 0 => Kind::Path,
-            libc::S_IFREG => {
-                // Where a seccomp profile forbids to ask, the filesystem is one that nobody knows.
-                let known = call::fstatfs(fd).ok();
-                (facts.filesystem, facts.block) = known.unwrap_or((0, facts.block));
-                if GENERATED.contains(&facts.filesystem) {
-                    Kind::Generated
-                } else {
-                    Kind::File
+        // Of a socket, fstat(2) tells nothing that the two questions for its kind do not.
+        if may_be_socket(flags) {
+            match socket_kind(fd) {
+                Err(e) if e.raw_os_error() == Some(libc::ENOTSOCK) => {}
+                kind => {
+                    facts.kind = kind?;
+                    return Ok(facts);
                 }
             }
+        }
+        let stat = call::fstat(fd)?;
+        facts.size = stat.st_size.unsigned_abs();
+        facts.allocated = stat.st_blocks.unsigned_abs().saturating_mul(512);
+        (facts.device, facts.inode) = (stat.st_dev, stat.st_ino);
+        facts.block = stat.st_blksize.unsigned_abs();
+        facts.kind = match stat.st_mode & libc::S_IFMT {
+            _ if flags & libc::O_PATH != 0 => Kind::Path,
+            libc::S_IFREG => Kind::File,
             libc::S_IFBLK => Kind::BlockDevice,
             libc::S_IFCHR => Kind::CharDevice,
             libc::S_IFIFO => Kind::Pipe,
@@ -177,11 +185,48 @@ impl Facts {
         Ok(facts)
     }
 
+    /// Asks what filesystem a regular file lies on, unless that is known: one system call. On some,
+    /// its bytes turn out to be made when it is read.
+    pub(crate) fn look_up_filesystem(&mut self, fd: BorrowedFd<'_>) {
+        if self.kind != Kind::File || self.filesystem.is_some() {
+            return;
+        }
+        // Where a seccomp profile forbids to ask, it is one that nobody knows.
+        let known = call::fstatfs(fd).unwrap_or((0, self.block));
+        self.is_on(known);
+    }
+
+    fn is_on(&mut self, (filesystem, block): (i64, u64)) {
+        (self.filesystem, self.block) = (Some(filesystem), block);
+        if GENERATED.contains(&filesystem) {
+            self.kind = Kind::Generated;
+        }
+    }
+
+    /// Looks up the filesystems of a pair, as far as it matters on which ones they lie: at most
+    /// one system call a side, one for both where they lie on the same.
+    pub(crate) fn complete(
+        (src, from): (BorrowedFd<'_>, &mut Facts),
+        (dst, to): (BorrowedFd<'_>, &mut Facts),
+    ) {
+        to.look_up_filesystem(dst);
+        if from.kind != Kind::File || from.filesystem.is_some() {
+            return;
+        }
+        match to.filesystem {
+            Some(known) if from.device == to.device => from.is_on((known, to.block)),
+            // Towards a stream all filesystems are alike but those that make their files' bytes;
+            // and what has blocks, these have not made.
+            None if from.allocated > 0 => {}
+            _ => from.look_up_filesystem(src),
+        }
+    }
+
     /// Asks in addition for the alignment that O_DIRECT wants: one system call, for files and
     /// block devices only.
     pub(crate) fn look_up_alignment(&mut self, fd: BorrowedFd<'_>) {
         // tmpfs has no device below it, and nothing to say.
-        if self.kind.is_cached() && self.filesystem != TMPFS {
+        if self.kind.is_cached() && self.filesystem != Some(TMPFS) {
             self.alignment = call::direct_alignment(fd);
         }
     }
@@ -189,7 +234,8 @@ impl Facts {
     /// Asks in addition whether seals keep the file's bytes as they are: one system call, for
     /// files in memory only.
     pub(crate) fn look_up_seals(&mut self, fd: BorrowedFd<'_>) {
-        if self.kind == Kind::File && matches!(self.filesystem, TMPFS | HUGETLBFS) {
+        let in_memory = matches!(self.filesystem, None | Some(TMPFS | HUGETLBFS));
+        if self.kind == Kind::File && in_memory {
             self.sealed = call::is_sealed(fd);
         }
     }
@@ -235,12 +281,12 @@ impl Facts {
     /// Whether `SEEK_DATA` is known to tell the truth about freshly written files here, and a
     /// hole can be made by extending or punching.
     pub(crate) fn has_true_holes(&self) -> bool {
-        self.kind == Kind::File && matches!(self.filesystem, EXT | XFS | BTRFS | TMPFS)
+        self.kind == Kind::File && matches!(self.filesystem, Some(EXT | XFS | BTRFS | TMPFS))
     }
 
     /// Whether allocating blocks ahead of writing is measured to pay on this filesystem.
     pub(crate) fn allocates_ahead(&self) -> bool {
-        self.kind == Kind::File && self.filesystem == EXT
+        self.kind == Kind::File && self.filesystem == Some(EXT)
     }
 
     /// Whether both lead to the same file.
@@ -258,13 +304,14 @@ impl Facts {
     pub(crate) fn may_share_extents(&self) -> bool {
         !matches!(
             self.filesystem,
-            EXT | TMPFS | F2FS | HUGETLBFS | RAMFS | MSDOS | EXFAT | ISO9660 | SQUASHFS
+            Some(EXT | TMPFS | F2FS | HUGETLBFS | RAMFS | MSDOS | EXFAT | ISO9660 | SQUASHFS)
         )
     }
 
     /// Whether the filesystem is remote or served by a daemon.
     pub(crate) fn is_remote(&self) -> bool {
-        REMOTE.contains(&self.filesystem)
+        self.filesystem
+            .is_some_and(|filesystem| REMOTE.contains(&filesystem))
     }
 
     pub(crate) fn is_sealed(&self) -> bool {
@@ -283,6 +330,22 @@ impl Facts {
             (memory.max(1) as usize, offset.max(1) as usize)
         })
     }
+}
+
+/// The mark of a file that may be larger than 2 GiB, which the kernel sets on all that a process of
+/// 64 bits opens; 0 where its value is not known here. (libc has it as 0 everywhere, for open(2).)
+const LARGE: i32 = if cfg!(any(target_arch = "x86_64", target_arch = "riscv64")) {
+    0o100_000
+} else if cfg!(target_arch = "aarch64") {
+    0o400_000
+} else {
+    0
+};
+
+/// Whether these flags look like a socket's: open both ways, and without the mark of what was
+/// opened by a name. A few others look alike; they say that they are none (ENOTSOCK).
+fn may_be_socket(flags: i32) -> bool {
+    LARGE != 0 && flags & (libc::O_ACCMODE | LARGE | libc::O_PATH) == libc::O_RDWR
 }
 
 fn socket_kind(fd: BorrowedFd<'_>) -> io::Result<Kind> {
@@ -305,6 +368,7 @@ impl Facts {
     pub fn new<F: AsFd>(fd: F) -> io::Result<Self> {
         let fd = fd.as_fd();
         let mut facts = Self::of(fd)?;
+        facts.look_up_filesystem(fd);
         facts.look_up_alignment(fd);
         facts.look_up_seals(fd);
         Ok(facts)

@@ -583,7 +583,8 @@ impl<D: AsFd> Lane<D> {
 }
 
 fn check(fd: BorrowedFd<'_>, side: Side) -> Result<Facts> {
-    let facts = Facts::of(fd).map_err(|e| Error::io(ErrorKind::Io, Some(side), e))?;
+    let mut facts = Facts::of(fd).map_err(|e| Error::io(ErrorKind::Io, Some(side), e))?;
+    facts.look_up_filesystem(fd);
     crate::probe::check(side, &facts, None)?;
     Ok(facts)
 }

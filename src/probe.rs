@@ -191,6 +191,7 @@ impl Probe {
         (dst, mut dst_facts): (BorrowedFd<'_>, Facts),
         wishes: &Wishes,
     ) -> Self {
+        Facts::complete((src, &mut src_facts), (dst, &mut dst_facts));
         let direct = wishes.cache == Cache::Bypass
             || wishes.only == Some(Direct)
             || src_facts.is_direct()
@@ -208,7 +209,7 @@ impl Probe {
         );
         let verdicts = Backend::ALL.map(|backend| {
             wishes.allow(backend, &src_facts, &dst_facts, direct)?;
-            backend.instance().assess(&ends.0, &ends.1)
+            backend.assess(&ends.0, &ends.1)
         });
         let order = order(&src_facts, &dst_facts);
         let wanted = wishes.wanted().unwrap_or(ReadWrite);
@@ -235,6 +236,11 @@ impl Probe {
             .filter(|backend| self.verdict(*backend).is_ok())
     }
 
+    /// The same, to be taken one after the other.
+    pub(crate) fn queue(&self) -> Queue {
+        Queue(self.order.map(|b| self.verdict(b).is_ok().then_some(b)))
+    }
+
     /// Whether a backend serves this pair.
     ///
     /// # Errors
@@ -251,6 +257,24 @@ impl Probe {
     /// What the destination is.
     pub fn dst(&self) -> &Facts {
         &self.dst
+    }
+}
+
+/// Backends still to be tried, best first.
+#[derive(Debug, Default)]
+pub(crate) struct Queue([Option<Backend>; Backend::ALL.len()]);
+
+impl Queue {
+    pub(crate) fn pop(&mut self) -> Option<Backend> {
+        self.0.iter_mut().find_map(Option::take)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.iter().all(Option::is_none)
+    }
+
+    pub(crate) fn contains(&self, backend: Backend) -> bool {
+        self.0.contains(&Some(backend))
     }
 }
 

@@ -37,8 +37,38 @@ pub struct Report {
     /// How it ended.
     pub end: End,
     refused: Vec<(Backend, Unfit)>,
-    shares: Vec<(Backend, u64)>,
+    shares: Shares,
     syscalls: u64,
+}
+
+/// How many bytes each backend moved, in the order in which they came to move any. There are only
+/// so many of them, so it takes no memory of its own.
+#[derive(Clone, Debug)]
+pub(crate) struct Shares {
+    list: [(Backend, u64); Backend::ALL.len()],
+    used: usize,
+}
+
+impl Shares {
+    pub(crate) const NONE: Self = Self {
+        list: [(Backend::ReadWrite, 0); Backend::ALL.len()],
+        used: 0,
+    };
+
+    /// Takes note of bytes moved.
+    pub(crate) fn add(&mut self, backend: Backend, bytes: u64) {
+        let known = self.as_slice().iter().position(|(b, _)| *b == backend);
+        let at = known.unwrap_or(self.used);
+        if let Some((of, share)) = self.list.get_mut(at) {
+            *of = backend;
+            *share += bytes;
+        }
+        self.used = self.used.max(at + 1);
+    }
+
+    fn as_slice(&self) -> &[(Backend, u64)] {
+        &self.list[..self.used]
+    }
 }
 
 impl Report {
@@ -46,11 +76,12 @@ impl Report {
         current: Backend,
         end: End,
         refused: Vec<(Backend, Unfit)>,
-        shares: Vec<(Backend, u64)>,
+        shares: Shares,
         syscalls: u64,
     ) -> Self {
-        let bytes = shares.iter().map(|(_, bytes)| bytes).sum();
-        let most = shares.iter().rev().max_by_key(|(_, bytes)| *bytes);
+        let moved = shares.as_slice();
+        let bytes = moved.iter().map(|(_, bytes)| bytes).sum();
+        let most = moved.iter().rev().max_by_key(|(_, bytes)| *bytes);
         let backend = most.map_or(current, |(backend, _)| *backend);
         Self {
             bytes,
@@ -71,7 +102,7 @@ impl Report {
     /// How many bytes each backend moved, in the order in which they came to move any. Skipped
     /// holes count with the backend that was at work.
     pub fn shares(&self) -> &[(Backend, u64)] {
-        &self.shares
+        self.shares.as_slice()
     }
 
     /// System calls made for this transfer, those of probing and waiting included.

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use crate::backend::{Backend, ZeroCopyTransfer};
 use crate::driver::{Driver, Plan};
 use crate::error::Result;
-use crate::report::{End, Progress, Report, Status};
+use crate::report::{End, Progress, Report, Shares, Status};
 
 /// A transfer that can stop wherever the kernel would block, and go on.
 ///
@@ -205,7 +205,7 @@ pub(crate) fn run(
             Backend::ReadWrite,
             End::Complete,
             Vec::new(),
-            Vec::new(),
+            Shares::NONE,
             0,
         ));
     }

@@ -90,6 +90,19 @@ impl Backend {
             Backend::ReadWrite => Box::new(ReadWrite::new()),
         }
     }
+
+    /// What [`instance`](Self::instance) would assess, without making one.
+    pub(crate) fn assess(self, src: &Endpoint<'_>, dst: &Endpoint<'_>) -> Result<(), Unfit> {
+        match self {
+            Backend::Reflink => Reflink::new().assess(src, dst),
+            Backend::CopyFileRange => CopyFileRange::new().assess(src, dst),
+            Backend::Sendfile => Sendfile::new().assess(src, dst),
+            Backend::Splice => Splice::new().assess(src, dst),
+            Backend::Mmap => Mmap::new().assess(src, dst),
+            Backend::Direct => Direct::new().assess(src, dst),
+            Backend::ReadWrite => ReadWrite::new().assess(src, dst),
+        }
+    }
 }
 
 impl fmt::Display for Backend {

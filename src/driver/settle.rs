@@ -11,6 +11,7 @@ use super::Driver;
 use super::start::instance;
 use crate::backend::{Backend, Fault, Kind, ReadWrite, Side, Unfit};
 use crate::error::{Error, ErrorKind, Result};
+use crate::probe::Queue;
 use crate::sys::call;
 use crate::sys::errno::{self, Call};
 
@@ -56,18 +57,17 @@ impl Driver {
         let held = self.reclaim(src)?;
         let fail = |held| Err(Error::unfit(current, unfit).after(self.delivered, held));
         if held.is_empty() {
-            if self.next.is_empty() {
+            let Some(next) = self.next.pop() else {
                 return fail(held);
-            }
-            let next = self.next.remove(0);
-            let or_plain = self.next.contains(&Backend::ReadWrite);
+            };
+            let or_plain = self.next.contains(Backend::ReadWrite);
             self.backend = instance(next, self.cache, self.forced, or_plain);
         } else {
             // Bytes that cannot go back to their source go on by the one that takes bytes.
-            if !self.next.contains(&Backend::ReadWrite) {
+            if !self.next.contains(Backend::ReadWrite) {
                 return fail(held);
             }
-            self.next.clear();
+            self.next = Queue::default();
             self.backend = Box::new(ReadWrite::with_held(&held));
         }
         self.refused.push((current, unfit));

@@ -13,8 +13,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::holes::Holes;
 use crate::policy::Cache;
 use crate::prealloc::Prealloc;
-use crate::probe::{Probe, Wishes};
-use crate::report::End;
+use crate::probe::{Probe, Queue, Wishes};
+use crate::report::{End, Shares};
 use crate::sys::{call, sigpipe};
 
 impl Driver {
@@ -40,18 +40,17 @@ impl Driver {
         len: u64,
     ) -> Result<Self> {
         let wishes = &plan.wishes;
-        let mut next: Vec<Backend> = probe.candidates().collect();
-        if next.is_empty() {
+        let mut next = probe.queue();
+        let Some(first) = next.pop() else {
             let unfit = probe.verdict(probe.best()).err().unwrap_or(Unfit::Denied);
             return Err(Error::unfit(probe.best(), unfit));
-        }
-        let first = next.remove(0);
+        };
         let forced = wishes.only.is_some();
         let backend = instance(
             first,
             wishes.cache,
             forced,
-            next.contains(&Backend::ReadWrite),
+            next.contains(Backend::ReadWrite),
         );
         let mut driver = Self::new(src, dst, len, probe, backend, wishes)?;
         driver.next = next;
@@ -121,11 +120,11 @@ impl Driver {
             chunk: None,
             backend,
             proven: false,
-            next: Vec::new(),
+            next: Queue::default(),
             cache: Cache::Normal,
             forced: false,
             refused: Vec::new(),
-            shares: Vec::new(),
+            shares: Shares::NONE,
             end: End::Stopped,
             syscalls: 0,
             shield: raises && !sigpipe::is_ignored(),

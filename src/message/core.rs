@@ -12,7 +12,7 @@ use crate::backend::{Backend, Facts, Kind, Side, Unfit};
 use crate::driver::{Driver, Plan};
 use crate::error::{Error, ErrorKind, Result};
 use crate::probe::{self, Probe};
-use crate::report::{End, Report, Status};
+use crate::report::{End, Report, Shares, Status};
 use crate::sys::aligned::{self, AlignedBuf};
 use crate::sys::{call, errno, gather, sigpipe, zerocopy};
 
@@ -52,7 +52,7 @@ pub(crate) struct Core<'a> {
     /// What is known of the last file. Its number means the same file while no part goes.
     known: Option<(RawFd, Facts)>,
     pub(super) zerocopy: Option<ZeroCopy>,
-    shares: Vec<(Backend, u64)>,
+    shares: Shares,
     refused: Vec<(Backend, Unfit)>,
     syscalls: u64,
 }
@@ -77,7 +77,8 @@ enum Piece {
 impl<'a> Core<'a> {
     pub(super) fn new(message: &Message<'a>, dst: BorrowedFd<'_>) -> Result<Self> {
         let before = call::made();
-        let facts = probe::look(dst, Side::Destination, None)?;
+        let mut facts = probe::look(dst, Side::Destination, None)?;
+        facts.look_up_filesystem(dst);
         // Sockets have MSG_NOSIGNAL.
         let shield = facts.kind() == Kind::Pipe && !sigpipe::is_ignored();
         Ok(Self {
@@ -92,7 +93,7 @@ impl<'a> Core<'a> {
             file: None,
             known: None,
             zerocopy: None,
-            shares: Vec::new(),
+            shares: Shares::NONE,
             refused: Vec::new(),
             syscalls: call::made() - before,
         })
@@ -257,9 +258,9 @@ impl<'a> Core<'a> {
             Some((fd, facts)) if fd == src.as_raw_fd() => facts,
             _ => probe::look(src, Side::Source, None)?,
         };
-        self.known = Some((src.as_raw_fd(), facts));
         probe::check(Side::Source, &facts, plan.wishes.src_offset)?;
         let probe = Probe::of((src, facts), (dst, self.facts), &plan.wishes);
+        self.known = Some((src.as_raw_fd(), *probe.src()));
         let mut driver = Driver::probed(&plan, &probe, src, dst, len)?;
         driver.be_fair();
         self.file = Some((place, driver));
@@ -310,10 +311,7 @@ impl<'a> Core<'a> {
         let count = (bytes as u64).min(self.remaining);
         self.delivered += count;
         self.remaining -= count;
-        match self.shares.iter_mut().find(|(known, _)| *known == backend) {
-            Some((_, share)) => *share += count,
-            None => self.shares.push((backend, count)),
-        }
+        self.shares.add(backend, count);
         self.offset += count;
         while let Some(part) = self.parts.get(self.index) {
             if self.offset < part.len() {
@@ -407,5 +405,11 @@ fn of_destination(error: io::Error) -> Error {
 
 /// The report of an empty message.
 pub(super) fn nothing_sent() -> Report {
-    Report::new(Backend::ReadWrite, End::Complete, Vec::new(), Vec::new(), 0)
+    Report::new(
+        Backend::ReadWrite,
+        End::Complete,
+        Vec::new(),
+        Shares::NONE,
+        0,
+    )
 }
