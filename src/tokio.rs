@@ -428,15 +428,20 @@ async fn fetch_cold(file: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<u
         return Ok(offset + far.max(len));
     }
     if !call::is_cached(file, offset, near) {
-        let file = file.try_clone_to_owned()?;
-        let fetch = move || {
-            // A read that fails here fails in the transfer too, which reports it.
-            let _ = call::fetch(file.as_fd(), offset, near);
-        };
-        let fetched = ::tokio::task::spawn_blocking(fetch).await;
-        fetched.map_err(io::Error::other)?;
+        fetch(file, offset, near).await?;
     }
     Ok(offset + near)
+}
+
+/// Brings a range of a file into the page cache, on the blocking pool.
+async fn fetch(file: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()> {
+    let file = file.try_clone_to_owned()?;
+    let fetch = move || {
+        // A read that fails here fails in the transfer too, which reports it.
+        let _ = call::fetch(file.as_fd(), offset, len);
+    };
+    let fetched = ::tokio::task::spawn_blocking(fetch).await;
+    fetched.map_err(io::Error::other)
 }
 
 /// Sends a message: [`Message::send`], awaiting.
@@ -458,14 +463,22 @@ where
     D: AsFd + Readiness,
 {
     let (core, dst) = sending.apart();
+    // How far the file that comes next is known to be in the page cache, and whether that has been
+    // seen to for a small one.
+    let (mut warm, mut fetched, mut passed) = ((usize::MAX, 0), false, 0);
     loop {
-        if let Some((file, offset, len)) = core.next_range() {
-            let fetched = fetch_cold(file, offset, len).await;
-            fetched.map_err(|e| core.fail(Side::Source, e))?;
+        if let Some((part, file, next, false)) = core.next_file() {
+            if warm.0 != part || warm.1 < next.end {
+                let end = fetch_cold(file, next.start, next.end - next.start).await;
+                warm = (part, end.map_err(|e| core.fail(Side::Source, e))?);
+            }
         }
         let (mut outcome, delivered) = (None, core.remaining() == 0);
         let mut advance = || {
-            let status = core.advance(dst.fd());
+            let status = match fetched {
+                true => core.advance(dst.fd()),
+                false => core.advance_at_hand(dst.fd()),
+            };
             let blocked = matches!(status, Ok(Status::Blocked(Side::Destination)));
             outcome = Some(status);
             if blocked {
@@ -484,9 +497,26 @@ where
             Status::Finished(_) => return Ok(core.report()),
             Status::Blocked(Side::Destination) if core.remaining() == 0 => dst.errored().await,
             Status::Blocked(Side::Destination) => dst.ready(Side::Destination).await,
-            // Everything else on this thread has its turn between two pieces.
-            Status::Moved(_) | Status::Blocked(Side::Source) => {
-                ::tokio::task::yield_now().await;
+            Status::Blocked(Side::Source) => match core.next_file() {
+                Some((_, file, next, true)) if !fetched => {
+                    fetched = true;
+                    fetch(file, next.start, next.end - next.start).await
+                }
+                _ => {
+                    ::tokio::task::yield_now().await;
+                    Ok(())
+                }
+            },
+            Status::Moved(bytes) => {
+                fetched = false;
+                passed += LEAST.max(bytes.get() as u64);
+                if passed >= FAIR {
+                    // Everything else on this thread has its turn.
+                    passed = 0;
+                    ::tokio::task::yield_now().await;
+                }
+                // As it has after many small messages in a row.
+                ::tokio::task::coop::consume_budget().await;
                 Ok(())
             }
         };

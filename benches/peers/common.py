@@ -169,6 +169,13 @@ def proxy(processes, to, cpu, *arguments):
     return child, port
 
 
+def serve(processes, root, cpu, *arguments):
+    """Starts the example `serve`; its process and port."""
+    argv = [f"{examples()}/serve", "--root", root, "--listen", "127.0.0.1:0"]
+    child = processes.start([*argv, *arguments], cpu, stdout=subprocess.PIPE, text=True)
+    return child, int(child.stdout.readline().strip().rstrip("/").rpartition(":")[2])
+
+
 def rounds(ways, count, measure):
     """Measures each of `ways` once a round, `count` rounds after one to warm up. A list of figures
     for each."""

@@ -2,6 +2,8 @@
 
 use std::io::{self, IoSlice};
 use std::num::NonZeroUsize;
+#[cfg(feature = "tokio")]
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use bytes::Bytes;
@@ -49,6 +51,8 @@ pub(crate) struct Core<'a> {
     shield: bool,
     /// The next part that goes by a driver, counted over all that there were.
     file: Option<(usize, Driver)>,
+    /// Whether small files are read only as far as they are in the page cache.
+    at_hand: bool,
     /// What is known of the last file. Its number means the same file while no part goes.
     known: Option<(RawFd, Facts)>,
     pub(super) zerocopy: Option<ZeroCopy>,
@@ -91,6 +95,7 @@ impl<'a> Core<'a> {
             facts,
             shield,
             file: None,
+            at_hand: false,
             known: None,
             zerocopy: None,
             shares: Shares::NONE,
@@ -132,17 +137,30 @@ impl<'a> Core<'a> {
         Report::new(Backend::ReadWrite, end, refused, shares, self.syscalls)
     }
 
-    /// The range of a file that the next piece comes from, if it comes from one.
+    /// The next file: which part it is, what comes next of it, and whether that goes along with the
+    /// memory around it.
     #[cfg(feature = "tokio")]
-    pub(crate) fn next_range(&self) -> Option<(BorrowedFd<'_>, u64, u64)> {
-        let mut ahead = self.parts[self.index..].iter().enumerate();
+    pub(crate) fn next_file(&self) -> Option<(usize, BorrowedFd<'_>, Range<u64>, bool)> {
+        let mut ahead = self.parts.iter().enumerate().skip(self.index);
         ahead.find_map(|(i, part)| match part {
             Part::File { file, range } => {
-                let at = range.start + if i == 0 { self.offset } else { 0 };
-                Some((file.as_fd(), at, (range.end - at).min(GATHER as u64)))
+                let at = range.start + if i == self.index { self.offset } else { 0 };
+                let inline = range.end - at <= INLINE && !self.is_at_driver();
+                let end = range.end.min(at + GATHER as u64);
+                Some((self.gone + i, file.as_fd(), at..end, inline))
             }
             Part::Bytes(_) => None,
         })
+    }
+
+    /// As [`advance`](Self::advance), except that it says `Blocked(Source)` where a small file is not
+    /// in the page cache.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn advance_at_hand(&mut self, dst: BorrowedFd<'_>) -> Result<Status> {
+        self.at_hand = true;
+        let result = self.advance(dst);
+        self.at_hand = false;
+        result
     }
 
     pub(crate) fn advance(&mut self, dst: BorrowedFd<'_>) -> Result<Status> {
@@ -166,7 +184,9 @@ impl<'a> Core<'a> {
             });
         }
         if !self.is_at_driver() {
-            let mut run = self.collect(dst)?;
+            let Some(mut run) = self.collect(dst)? else {
+                return Ok(Status::Blocked(Side::Source));
+            };
             if !run.pieces.is_empty() {
                 let result = self.send(&run, dst);
                 if let Some(buf) = run.buf.take() {
@@ -202,8 +222,9 @@ impl<'a> Core<'a> {
 
     /// What the next call sends: memory up to the next file, or with it if that is a small one, and
     /// on to the one after. Where a file has to go by a driver, that is made here, so that one that
-    /// cannot serve is found out before what stands in front of it has gone.
-    fn collect(&mut self, dst: BorrowedFd<'_>) -> Result<Run> {
+    /// cannot serve is found out before what stands in front of it has gone. `None` where a small
+    /// file is not at hand.
+    fn collect(&mut self, dst: BorrowedFd<'_>) -> Result<Option<Run>> {
         let mut run = Run::default();
         let mut from = self.offset;
         for at in self.index..self.parts.len() {
@@ -220,8 +241,8 @@ impl<'a> Core<'a> {
                 Part::File { .. } if run.buf.is_some() => break,
                 Part::File { file, range } => {
                     let (start, len) = (range.start + from, range.end - range.start - from);
-                    let inline =
-                        (len <= INLINE).then(|| read_at(file.as_fd(), start, len as usize));
+                    let inline = (len <= INLINE)
+                        .then(|| read_at(file.as_fd(), start, len as usize, self.at_hand));
                     match inline {
                         Some(Ok(Some(buf))) => {
                             run.bytes += len as usize;
@@ -229,6 +250,7 @@ impl<'a> Core<'a> {
                             run.buf = Some(buf);
                         }
                         Some(Ok(None)) => return Err(truncated().by(Backend::ReadWrite)),
+                        Some(Err(e)) if self.at_hand && errno::would_block(&e) => return Ok(None),
                         // A large one; or the driver finds a way, or tells what the matter is.
                         Some(Err(_)) | None => {
                             self.prepare(at, from, dst)?;
@@ -240,7 +262,7 @@ impl<'a> Core<'a> {
             from = 0;
         }
         run.more = (run.bytes as u64) < self.remaining;
-        Ok(run)
+        Ok(Some(run))
     }
 
     /// Makes a driver for what is left of a file part, from `from` on, unless there is one.
@@ -380,9 +402,26 @@ impl<'a> Core<'a> {
 }
 
 /// The thread's buffer with `len` bytes of a file at its start; `None` where the file ends before.
-fn read_at(file: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<Option<AlignedBuf>> {
+/// `at_hand`: EAGAIN where a device would have to be waited for.
+fn read_at(
+    file: BorrowedFd<'_>,
+    offset: u64,
+    len: usize,
+    at_hand: bool,
+) -> io::Result<Option<AlignedBuf>> {
     let mut buf = aligned::spare();
     let mut done = 0;
+    if at_hand {
+        match call::read_at_hand(file, &mut buf.as_mut_slice()[..len], offset) {
+            Ok(n) => done = n,
+            Err(e) if errno::would_block(&e) => {
+                aligned::keep(buf);
+                return Err(e);
+            }
+            // A filesystem that cannot tell: read as ever.
+            Err(_) => {}
+        }
+    }
     while done < len {
         let into = &mut buf.as_mut_slice()[done..len];
         match call::pread(file, into, offset.saturating_add(done as u64))? {

@@ -47,14 +47,28 @@ pub(crate) fn read_dontcache(
     buf: &mut [u8],
     offset: Option<u64>,
 ) -> io::Result<usize> {
-    let offset = offset.map_or(Ok(-1), loff)?;
+    read_with(RWF_DONTCACHE, fd, buf, offset.map_or(Ok(-1), loff)?)
+}
+
+/// preadv2(2) with `RWF_NOWAIT`: what can be read without waiting for a device. Where there is
+/// nothing of the kind, EAGAIN, and the kernel starts to read it.
+pub(crate) fn read_at_hand(fd: BorrowedFd<'_>, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+    read_with(libc::RWF_NOWAIT, fd, buf, loff(offset)?)
+}
+
+fn read_with(
+    flags: libc::c_int,
+    fd: BorrowedFd<'_>,
+    buf: &mut [u8],
+    offset: libc::loff_t,
+) -> io::Result<usize> {
     let iov = libc::iovec {
         iov_base: buf.as_mut_ptr().cast(),
         iov_len: buf.len(),
     };
     retry(|| {
         // SAFETY: the one iovec covers `buf`, which is writable for its whole length.
-        size(unsafe { libc::preadv2(fd.as_raw_fd(), &raw const iov, 1, offset, RWF_DONTCACHE) })
+        size(unsafe { libc::preadv2(fd.as_raw_fd(), &raw const iov, 1, offset, flags) })
     })
 }
 

@@ -1,0 +1,85 @@
+//! A web server for the files below a directory: the head of each answer and its range of the file
+//! go as one [`zcio::Message`].
+//!
+//! ```sh
+//! cargo run --release --features tokio --example serve -- --root DIR --listen 127.0.0.1:8080
+//! ```
+//!
+//! HTTP/1.1 as far as files need it: GET and HEAD, one range, conditional requests, connections that
+//! are kept, pipelining. Nothing outside of the directory is served, whatever the path says and
+//! wherever a link leads. The first line on stdout is the address. On SIGTERM or SIGINT it answers
+//! the requests that it has begun to read and exits with 0; a second signal ends it at once.
+
+#[path = "../common/accept.rs"]
+mod accept;
+mod connection;
+mod request;
+mod site;
+
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Parser, ValueEnum};
+use tokio::net::TcpListener;
+
+/// Serves the files below a directory by HTTP.
+#[derive(Debug, Parser)]
+#[command(name = "serve")]
+struct Args {
+    /// The directory.
+    #[arg(long, value_name = "DIR")]
+    root: PathBuf,
+
+    /// Accepts connections here.
+    #[arg(long, value_name = "ADDR")]
+    listen: SocketAddr,
+
+    /// How the bytes move.
+    #[arg(long, value_enum, default_value_t = Engine::Auto)]
+    engine: Engine,
+
+    /// Connections at once; more wait to be accepted.
+    #[arg(long, value_name = "N", default_value_t = 10_000,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    max_connections: u32,
+
+    /// Ends a connection that asks for nothing, asks for so long, or takes nothing of an answer.
+    #[arg(long, value_name = "SECONDS", default_value_t = 15)]
+    patience: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Engine {
+    /// zcio's choice: small files along with the head, large ones by sendfile(2), as a rule.
+    Auto,
+    /// Into a buffer by `tokio::fs::File` and on by `write_all`, to compare with.
+    ReadWrite,
+}
+
+// One thread is enough: it only tells the kernel what to send.
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let outcome = serve(&Args::parse()).await;
+    if let Err(e) = &outcome {
+        eprintln!("serve: {e}");
+    }
+    ExitCode::from(u8::from(outcome.is_err()))
+}
+
+async fn serve(args: &Args) -> io::Result<()> {
+    let site = site::Site::new(args);
+    let site = site.map_err(|e| io::Error::other(format!("{}: {e}", args.root.display())))?;
+    let site = Arc::new(site);
+    let listener = TcpListener::bind(args.listen).await?;
+    // Whether anybody reads it is not our affair.
+    let _ = writeln!(io::stdout(), "http://{}/", listener.local_addr()?);
+    accept::serve(listener, args.max_connections, |client, _, ending| {
+        let connection = connection::serve(Arc::clone(&site), client, ending);
+        // What fails here, fails because the client has gone: nobody is left to tell.
+        async { drop(connection.await) }
+    })
+    .await
+}
