@@ -12,11 +12,7 @@ use std::ptr;
 
 use nix::errno::Errno;
 
-/// The call that poll(3) makes: not every architecture has poll(2) itself.
-#[cfg(target_arch = "x86_64")]
-pub const POLL: c_long = libc::SYS_poll;
-#[cfg(not(target_arch = "x86_64"))]
-pub const POLL: c_long = libc::SYS_ppoll;
+use crate::common::POLL;
 
 /// A call's result, or its error number.
 pub type Answer = Result<c_long, c_int>;

@@ -30,6 +30,12 @@ use std::sync::Mutex;
 use nix::fcntl::OFlag;
 use zcio::{Backend, TransferOptions};
 
+/// The call that poll(3) makes: not every architecture has poll(2) itself.
+#[cfg(target_arch = "x86_64")]
+pub const POLL: libc::c_long = libc::SYS_poll;
+#[cfg(not(target_arch = "x86_64"))]
+pub const POLL: libc::c_long = libc::SYS_ppoll;
+
 /// Says aloud that something was not tested, once, and past the capture of the test harness.
 pub fn skipped(what: &str, reason: impl std::fmt::Display) {
     use std::io::Write;

@@ -221,7 +221,7 @@ impl Numbers {
             libc::SYS_ioctl if int(1) == libc::FICLONERANGE as i32 => Site::Clone,
             libc::SYS_pipe2 => Site::Pipe2,
             libc::SYS_fcntl if int(1) == libc::F_SETPIPE_SZ => Site::PipeSize,
-            crate::interpose::POLL => Site::Poll,
+            crate::common::POLL => Site::Poll,
             _ => return None,
         })
     }

@@ -125,7 +125,7 @@ fn site(nr: c_long, args: &[usize; 6]) -> Option<Site> {
         libc::SYS_splice if args[1] != 0 => Site::SpliceIn,
         libc::SYS_splice => Site::SpliceOut,
         libc::SYS_write => Site::Write,
-        interpose::POLL => Site::Poll,
+        crate::common::POLL => Site::Poll,
         libc::SYS_recvmsg => Site::Reap,
         libc::SYS_fcntl | libc::SYS_fstatfs => Site::Look,
         _ => return None,

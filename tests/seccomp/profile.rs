@@ -10,8 +10,9 @@ use bytes::Bytes;
 use zcio::{Backend, Report};
 
 use crate::case::{Case, Made, Run, open_descriptors};
+use crate::common::POLL;
 use crate::filter::{Call, Verdict, any, install, with};
-use crate::plan::{POLL, Script};
+use crate::plan::Script;
 use crate::sources::{CHUNK, Sources};
 
 /// What a profile refuses.

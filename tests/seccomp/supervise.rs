@@ -10,8 +10,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::bench::Peers;
 use crate::case::{Case, Made, Run, open_descriptors};
+use crate::common::POLL;
 use crate::filter::{Call, Verdict, any, install, with};
-use crate::plan::{Answer, Numbers, POLL, Script, Site};
+use crate::plan::{Answer, Numbers, Script, Site};
 use crate::sources::Sources;
 
 /// The calls that are asked about.

@@ -9,8 +9,6 @@ use nix::errno::Errno;
 use nix::fcntl::{self, FcntlArg};
 
 use super::retry;
-#[cfg(feature = "tokio")]
-use super::{loff, size};
 
 pub(crate) fn fstat(fd: BorrowedFd<'_>) -> io::Result<libc::stat> {
     retry(|| nix::sys::stat::fstat(fd))
@@ -141,17 +139,6 @@ pub(crate) fn is_cached(fd: BorrowedFd<'_>, offset: u64, len: u64) -> bool {
 /// say, it is assumed.
 #[cfg(feature = "tokio")]
 fn reads_at_once(fd: BorrowedFd<'_>, offset: u64) -> bool {
-    let Ok(offset) = loff(offset) else {
-        return true;
-    };
-    let mut byte = [0_u8];
-    let iov = libc::iovec {
-        iov_base: byte.as_mut_ptr().cast(),
-        iov_len: 1,
-    };
-    let read = retry(|| {
-        // SAFETY: the one iovec covers `byte`.
-        size(unsafe { libc::preadv2(fd.as_raw_fd(), &raw const iov, 1, offset, libc::RWF_NOWAIT) })
-    });
+    let read = super::read_at_hand(fd, &mut [0], offset);
     !read.is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock)
 }
