@@ -10,104 +10,28 @@
 //! non-blocking where that matters. As with every use of splice(2) from a file, what was delivered
 //! to a socket or a pipe is the file's own page until the reader has taken it.
 
-use std::collections::VecDeque;
+mod lane;
+mod options;
+
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 
-use crate::backend::{Backend, Facts, Kind, Side};
+use crate::backend::{Backend, Facts, Side};
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::End;
 use crate::sys::errno::{self, Call};
-use crate::sys::{PrivatePipe, call, sigpipe};
+use crate::sys::{PrivatePipe, call};
+
+use lane::{Delivered, Lane};
+
+pub use options::{FanOutOptions, Lag};
 
 /// Bytes in one round, and the size of each pipe.
 const ROUND: usize = 1 << 20;
 /// Bytes in one round by read(2).
 const BUFFER: usize = 256 << 10;
-/// What a slow destination may be behind, by default.
-const BACKLOG: usize = 16 << 20;
-
-/// What is done with a destination that is further behind than its backlog may be.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Lag {
-    /// The others wait for it.
-    #[default]
-    Wait,
-    /// It is given up, with an error of [`io::ErrorKind::TimedOut`] that hands back what it did
-    /// not get.
-    GiveUp,
-}
-
-/// How to fan out.
-#[derive(Clone, Debug)]
-pub struct FanOutOptions {
-    backlog: usize,
-    lag: Lag,
-}
-
-impl Default for FanOutOptions {
-    fn default() -> Self {
-        Self {
-            backlog: BACKLOG,
-            lag: Lag::Wait,
-        }
-    }
-}
-
-impl FanOutOptions {
-    /// The defaults: a backlog of 16 MiB for each destination, and then the others wait.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// How many bytes may be kept in memory for a slow destination. What sits in its pipe, 1 MiB
-    /// at most, comes on top.
-    pub fn backlog(&mut self, bytes: usize) -> &mut Self {
-        self.backlog = bytes;
-        self
-    }
-
-    /// What is done with one that is further behind.
-    pub fn lag(&mut self, lag: Lag) -> &mut Self {
-        self.lag = lag;
-        self
-    }
-
-    /// Starts a fan-out that moves when it is told to.
-    ///
-    /// # Errors
-    /// Where a descriptor cannot serve; of several destinations, the first such.
-    pub fn start<S: AsFd, D: AsFd>(
-        &self,
-        src: S,
-        dsts: impl IntoIterator<Item = D>,
-        len: u64,
-    ) -> Result<FanOut<S, D>> {
-        let facts = check(src.as_fd(), Side::Source)?;
-        let mut lanes = Vec::new();
-        for dst in dsts {
-            lanes.push(Lane::new(dst)?);
-        }
-        let plain = !facts.kind().is_cached() && !facts.kind().is_stream()
-            || facts.kind() == Kind::CharDevice
-            || facts.is_direct();
-        let (options, trunk) = (self.clone(), None);
-        Ok(FanOut {
-            src,
-            facts,
-            lanes,
-            options,
-            trunk,
-            plain,
-            len,
-            taken: 0,
-            ended: false,
-        })
-    }
-}
-
 /// What a fan-out did.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -162,21 +86,6 @@ pub struct FanOut<S, D> {
     len: u64,
     taken: u64,
     ended: bool,
-}
-
-/// One destination.
-#[derive(Debug)]
-struct Lane<D> {
-    dst: D,
-    pipe: Option<PrivatePipe>,
-    /// Bytes in the pipe. They come after the backlog.
-    held: usize,
-    backlog: VecDeque<Bytes>,
-    /// By write(2), since splice(2) does not serve.
-    plain: bool,
-    delivered: u64,
-    error: Option<Error>,
-    shield: bool,
 }
 
 /// Moves up to `len` bytes from `src` to each of `dsts`; `u64::MAX` means until the source ends.
@@ -467,124 +376,4 @@ enum Taken {
     Some,
     Ended,
     Blocked,
-}
-
-enum Delivered {
-    Some,
-    Nothing,
-    Blocked,
-}
-
-impl<D: AsFd> Lane<D> {
-    fn new(dst: D) -> Result<Self> {
-        let facts = check(dst.as_fd(), Side::Destination)?;
-        let kind = facts.kind();
-        let plain = matches!(kind, Kind::CharDevice | Kind::Generated)
-            || facts.is_append()
-            || facts.is_direct();
-        let shield = (kind == Kind::Pipe || kind.is_socket()) && !sigpipe::is_ignored();
-        Ok(Self {
-            dst,
-            pipe: None,
-            held: 0,
-            backlog: VecDeque::new(),
-            plain,
-            delivered: 0,
-            error: None,
-            shield,
-        })
-    }
-
-    /// Bytes taken for it and not delivered.
-    fn behind(&self) -> usize {
-        self.held + self.backlog.iter().map(Bytes::len).sum::<usize>()
-    }
-
-    /// Delivers once.
-    fn deliver(&mut self) -> Delivered {
-        if self.error.is_some() || self.behind() == 0 {
-            return Delivered::Nothing;
-        }
-        let result = if self.shield {
-            sigpipe::shielded(|| self.write())
-        } else {
-            self.write()
-        };
-        match result {
-            Ok(0) => self.fail(io::ErrorKind::WriteZero.into()),
-            Ok(n) => {
-                self.delivered += n as u64;
-                return Delivered::Some;
-            }
-            Err(e) if errno::would_block(&e) => return Delivered::Blocked,
-            Err(e) => self.fail(e),
-        }
-        Delivered::Some
-    }
-
-    fn write(&mut self) -> io::Result<usize> {
-        let dst = self.dst.as_fd();
-        if let (Some(pipe), true, false) = (&self.pipe, self.backlog.is_empty(), self.plain) {
-            match call::splice(pipe.read_end(), None, dst, None, self.held) {
-                Err(e) if errno::is_unfit(Call::Splice, &e) => self.plain = true,
-                other => return other.inspect(|n| self.held -= (*n).min(self.held)),
-            }
-        }
-        if self.backlog.is_empty() {
-            self.spill()?;
-        }
-        let Some(first) = self.backlog.front_mut() else {
-            return Ok(0);
-        };
-        let written = call::write(self.dst.as_fd(), first)?;
-        first.advance(written);
-        if first.is_empty() {
-            self.backlog.pop_front();
-        }
-        Ok(written)
-    }
-
-    /// Copies what the pipe holds into memory.
-    fn spill(&mut self) -> io::Result<()> {
-        let held = std::mem::take(&mut self.held);
-        let Some(pipe) = self.pipe.as_ref().filter(|_| held > 0) else {
-            return Ok(());
-        };
-        let mut bytes = BytesMut::zeroed(held);
-        let (got, result) = pipe.take(&mut bytes);
-        bytes.truncate(got);
-        self.backlog.push_back(bytes.freeze());
-        result
-    }
-
-    fn spill_or_fail(&mut self) {
-        if let Err(error) = self.spill() {
-            self.fail(error);
-        }
-    }
-
-    /// Ends this destination, with what was taken for it and not delivered.
-    fn fail(&mut self, error: io::Error) {
-        // Should the pipe not give its bytes back, those that came are handed back all the same.
-        let _ = self.spill();
-        self.pipe = None;
-        let mut undelivered = BytesMut::with_capacity(self.behind());
-        for bytes in self.backlog.drain(..) {
-            undelivered.extend_from_slice(&bytes);
-        }
-        let backend = if self.plain {
-            Backend::ReadWrite
-        } else {
-            Backend::Splice
-        };
-        let error = Error::io(ErrorKind::Io, Some(Side::Destination), error).by(backend);
-        self.error = Some(error.after(self.delivered, undelivered.freeze()));
-    }
-}
-
-fn check(fd: BorrowedFd<'_>, side: Side) -> Result<Facts> {
-    let mut facts = Facts::of(fd).map_err(|e| Error::io(ErrorKind::Io, Some(side), e))?;
-    facts.look_up_filesystem(fd);
-    crate::probe::check(side, &facts, None)?;
-    Ok(facts)
 }

@@ -1,0 +1,148 @@
+//! One destination of a fan-out: what is held for it, and how it gets that.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use crate::backend::{Backend, Facts, Kind, Side};
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::errno::{self, Call};
+use crate::sys::{PrivatePipe, call, sigpipe};
+
+/// One destination.
+#[derive(Debug)]
+pub(super) struct Lane<D> {
+    pub(super) dst: D,
+    pub(super) pipe: Option<PrivatePipe>,
+    /// Bytes in the pipe. They come after the backlog.
+    pub(super) held: usize,
+    pub(super) backlog: VecDeque<Bytes>,
+    /// By write(2), since splice(2) does not serve.
+    pub(super) plain: bool,
+    pub(super) delivered: u64,
+    pub(super) error: Option<Error>,
+    shield: bool,
+}
+
+pub(super) enum Delivered {
+    Some,
+    Nothing,
+    Blocked,
+}
+
+impl<D: AsFd> Lane<D> {
+    pub(super) fn new(dst: D) -> Result<Self> {
+        let facts = check(dst.as_fd(), Side::Destination)?;
+        let kind = facts.kind();
+        let plain = matches!(kind, Kind::CharDevice | Kind::Generated)
+            || facts.is_append()
+            || facts.is_direct();
+        let shield = (kind == Kind::Pipe || kind.is_socket()) && !sigpipe::is_ignored();
+        Ok(Self {
+            dst,
+            pipe: None,
+            held: 0,
+            backlog: VecDeque::new(),
+            plain,
+            delivered: 0,
+            error: None,
+            shield,
+        })
+    }
+
+    /// Bytes taken for it and not delivered.
+    pub(super) fn behind(&self) -> usize {
+        self.held + self.backlog.iter().map(Bytes::len).sum::<usize>()
+    }
+
+    /// Delivers once.
+    pub(super) fn deliver(&mut self) -> Delivered {
+        if self.error.is_some() || self.behind() == 0 {
+            return Delivered::Nothing;
+        }
+        let result = if self.shield {
+            sigpipe::shielded(|| self.write())
+        } else {
+            self.write()
+        };
+        match result {
+            Ok(0) => self.fail(io::ErrorKind::WriteZero.into()),
+            Ok(n) => {
+                self.delivered += n as u64;
+                return Delivered::Some;
+            }
+            Err(e) if errno::would_block(&e) => return Delivered::Blocked,
+            Err(e) => self.fail(e),
+        }
+        Delivered::Some
+    }
+
+    fn write(&mut self) -> io::Result<usize> {
+        let dst = self.dst.as_fd();
+        if let (Some(pipe), true, false) = (&self.pipe, self.backlog.is_empty(), self.plain) {
+            match call::splice(pipe.read_end(), None, dst, None, self.held) {
+                Err(e) if errno::is_unfit(Call::Splice, &e) => self.plain = true,
+                other => return other.inspect(|n| self.held -= (*n).min(self.held)),
+            }
+        }
+        if self.backlog.is_empty() {
+            self.spill()?;
+        }
+        let Some(first) = self.backlog.front_mut() else {
+            return Ok(0);
+        };
+        let written = call::write(self.dst.as_fd(), first)?;
+        first.advance(written);
+        if first.is_empty() {
+            self.backlog.pop_front();
+        }
+        Ok(written)
+    }
+
+    /// Copies what the pipe holds into memory.
+    fn spill(&mut self) -> io::Result<()> {
+        let held = std::mem::take(&mut self.held);
+        let Some(pipe) = self.pipe.as_ref().filter(|_| held > 0) else {
+            return Ok(());
+        };
+        let mut bytes = BytesMut::zeroed(held);
+        let (got, result) = pipe.take(&mut bytes);
+        bytes.truncate(got);
+        self.backlog.push_back(bytes.freeze());
+        result
+    }
+
+    pub(super) fn spill_or_fail(&mut self) {
+        if let Err(error) = self.spill() {
+            self.fail(error);
+        }
+    }
+
+    /// Ends this destination, with what was taken for it and not delivered.
+    pub(super) fn fail(&mut self, error: io::Error) {
+        // Should the pipe not give its bytes back, those that came are handed back all the same.
+        let _ = self.spill();
+        self.pipe = None;
+        let mut undelivered = BytesMut::with_capacity(self.behind());
+        for bytes in self.backlog.drain(..) {
+            undelivered.extend_from_slice(&bytes);
+        }
+        let backend = if self.plain {
+            Backend::ReadWrite
+        } else {
+            Backend::Splice
+        };
+        let error = Error::io(ErrorKind::Io, Some(Side::Destination), error).by(backend);
+        self.error = Some(error.after(self.delivered, undelivered.freeze()));
+    }
+}
+
+/// Looks at a descriptor, and refuses one that cannot serve.
+pub(super) fn check(fd: BorrowedFd<'_>, side: Side) -> Result<Facts> {
+    let mut facts = Facts::of(fd).map_err(|e| Error::io(ErrorKind::Io, Some(side), e))?;
+    facts.look_up_filesystem(fd);
+    crate::probe::check(side, &facts, None)?;
+    Ok(facts)
+}
