@@ -15,6 +15,8 @@ mod options;
 
 use std::io;
 use std::os::fd::AsFd;
+use std::thread;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
@@ -109,7 +111,7 @@ pub fn fan_out<S: AsFd, D: AsFd>(
             Ok(FanOutStatus::Blocked {
                 source,
                 destinations,
-            }) => fan.wait(source, &destinations)?,
+            }) => fan.wait(source, &destinations),
             Ok(FanOutStatus::Finished(_)) => return Ok(fan.into_report()),
             Err(error) => {
                 // What was taken before the source failed still goes where it belongs.
@@ -118,7 +120,7 @@ pub fn fan_out<S: AsFd, D: AsFd>(
                     match fan.advance()? {
                         FanOutStatus::Moved => {}
                         FanOutStatus::Blocked { destinations, .. } => {
-                            fan.wait(false, &destinations)?;
+                            fan.wait(false, &destinations);
                         }
                         FanOutStatus::Finished(_) => return Err(error),
                     }
@@ -147,7 +149,7 @@ impl<S: AsFd, D: AsFd> FanOut<S, D> {
         if moved {
             return Ok(FanOutStatus::Moved);
         }
-        if self.lanes.iter().all(|lane| lane.error.is_some()) {
+        if self.is_deserted() {
             return Ok(FanOutStatus::Finished(End::Stopped));
         }
         let end = if self.taken >= self.len {
@@ -178,6 +180,16 @@ impl<S: AsFd, D: AsFd> FanOut<S, D> {
             } else {
                 lane.spill_or_fail();
             }
+        }
+        if self.is_deserted() {
+            // Nothing more is taken for nobody.
+            return Ok(FanOutStatus::Finished(End::Stopped));
+        }
+        if !waiting.is_empty() && self.source_would_wait() {
+            return Ok(FanOutStatus::Blocked {
+                source: true,
+                destinations: waiting,
+            });
         }
         match self.take()? {
             Taken::Some => Ok(FanOutStatus::Moved),
@@ -224,6 +236,18 @@ impl<S: AsFd, D: AsFd> FanOut<S, D> {
             end,
             branches: branches.collect(),
         }
+    }
+
+    /// Whether no destination is left.
+    fn is_deserted(&self) -> bool {
+        self.lanes.iter().all(|lane| lane.error.is_some())
+    }
+
+    /// Whether to take from the source would hold this thread up, and with it whoever waits for
+    /// what was taken before.
+    fn source_would_wait(&self) -> bool {
+        let waits = self.facts.kind().is_stream() && !self.facts.is_nonblocking();
+        waits && matches!(call::is_ready(self.src.as_fd(), false), Ok(false))
     }
 
     fn limit(&self, most: usize) -> usize {
@@ -358,7 +382,7 @@ impl<S: AsFd, D: AsFd> FanOut<S, D> {
     }
 
     /// Waits until one of the sides is ready.
-    fn wait(&mut self, source: bool, destinations: &[usize]) -> Result<()> {
+    fn wait(&self, source: bool, destinations: &[usize]) {
         let mut sides = Vec::with_capacity(1 + destinations.len());
         if source {
             sides.push((self.src.as_fd(), false));
@@ -367,8 +391,11 @@ impl<S: AsFd, D: AsFd> FanOut<S, D> {
             .iter()
             .filter_map(|&place| self.lanes.get(place));
         sides.extend(dsts.map(|lane| (lane.dst.as_fd(), true)));
-        let waited = call::poll_any(&sides, None).map(drop);
-        waited.map_err(|e| Error::io(ErrorKind::Io, None, e))
+        if call::poll_any(&sides, None).is_err() {
+            // For want of memory, or there are more of them than RLIMIT_NOFILE now allows: no
+            // reason to let go of what is held for each. Whoever is ready is found by trying.
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 

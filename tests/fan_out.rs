@@ -275,3 +275,58 @@ fn what_makes_no_sense_is_refused_before_anything_moves() {
     let report = fan_out(&src, Vec::<File>::new(), u64::MAX).unwrap();
     assert_eq!((report.taken, report.end), (0, End::Stopped));
 }
+
+/// Once the last one is given up, nothing more is taken: it would be in nobody's hands.
+#[test]
+fn nothing_is_taken_for_nobody() {
+    let sent = bytes(5, 4 << 20);
+    let (mut feeder, src) = UnixStream::pair().unwrap();
+    let (slow, mut far) = UnixStream::pair().unwrap();
+    for end in [&feeder, &src, &slow] {
+        end.set_nonblocking(true).unwrap();
+    }
+    let mut fan = FanOutOptions::new()
+        .backlog(0)
+        .lag(Lag::GiveUp)
+        .start(&src, [&slow], u64::MAX)
+        .unwrap();
+    let mut fed = 0;
+    while !matches!(fan.advance().unwrap(), FanOutStatus::Finished(_)) {
+        while let Ok(n) = feeder.write(&sent[fed..]) {
+            fed += n;
+        }
+    }
+    let report = fan.into_report();
+    let branch = &report.branches[0];
+    let left = branch.error.as_ref().unwrap().undelivered();
+    assert_eq!(report.taken, branch.bytes + left.len() as u64);
+    drop(slow);
+    drop(feeder);
+    let mut all = Vec::new();
+    far.read_to_end(&mut all).unwrap();
+    all.extend_from_slice(left);
+    let mut rest = src;
+    rest.set_nonblocking(false).unwrap();
+    rest.read_to_end(&mut all).unwrap();
+    assert!(all == sent[..fed]);
+}
+
+/// A blocking source that has nothing more to say keeps nobody from what was taken from it before.
+#[test]
+fn a_blocking_source_holds_nobody_up() {
+    common::within(20, |_| {
+        let sent = bytes(6, 1 << 20);
+        let (mut feeder, src) = UnixStream::pair().unwrap();
+        let (slow, mut far) = UnixStream::pair().unwrap();
+        slow.set_nonblocking(true).unwrap();
+        let fan = thread::spawn(move || fan_out(&src, [slow], u64::MAX).unwrap());
+        feeder.write_all(&sent).unwrap();
+        // The source stays open and silent until the peer has got all that it said.
+        let mut got = vec![0; sent.len()];
+        far.read_exact(&mut got).unwrap();
+        assert!(got == sent);
+        drop(feeder);
+        let report = fan.join().unwrap();
+        assert_eq!((report.taken, report.end), (1 << 20, End::SourceEnded));
+    });
+}

@@ -1,0 +1,145 @@
+//! What fails beside the calls that move bytes: lseek(2), fstat(2) and poll(2). A byte is neither
+//! lost nor blamed on the wrong side for that.
+// The calls are put in front of libc's, which the linker prefers.
+#![allow(unsafe_code)]
+
+mod common;
+
+use std::cell::Cell;
+use std::ffi::c_int;
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::ops::ControlFlow;
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::thread::{self, JoinHandle};
+
+use common::{Data, make};
+use nix::errno::Errno;
+use zcio::{Backend, End, Side, TransferOptions, fan_out};
+
+thread_local! {
+    /// How many of this thread's calls fail from now on, and by what.
+    static SEEKS_BACK: Cell<u32> = const { Cell::new(0) };
+    static LOOKS: Cell<u32> = const { Cell::new(0) };
+    static POLLS: Cell<u32> = const { Cell::new(0) };
+}
+
+fn fails(left: &'static thread::LocalKey<Cell<u32>>, errno: Errno) -> bool {
+    let some = left.get() > 0;
+    if some {
+        left.set(left.get() - 1);
+        errno.set();
+    }
+    some
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn lseek64(fd: c_int, offset: i64, whence: c_int) -> i64 {
+    if offset < 0 && fails(&SEEKS_BACK, Errno::EIO) {
+        return -1;
+    }
+    // SAFETY: lseek(2) touches no memory.
+    unsafe { libc::syscall(libc::SYS_lseek, fd, offset, whence) }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn fstat(fd: c_int, stat: *mut libc::stat) -> c_int {
+    if fails(&LOOKS, Errno::ESTALE) {
+        return -1;
+    }
+    let (path, flags) = (c"".as_ptr(), libc::AT_EMPTY_PATH);
+    // SAFETY: the caller's `stat` has room for one, and the path is a C string.
+    unsafe { libc::syscall(libc::SYS_newfstatat, fd, path, stat, flags) as c_int }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn poll(fds: *mut libc::pollfd, count: libc::nfds_t, limit: c_int) -> c_int {
+    if fails(&POLLS, Errno::EINVAL) {
+        return -1;
+    }
+    // SAFETY: the caller's `fds` are `count` many.
+    unsafe { libc::syscall(libc::SYS_poll, fds, count, limit) as c_int }
+}
+
+const LEN: usize = (3 << 20) + 77;
+
+fn file() -> File {
+    let file = make::disk_file();
+    file.write_all_at(&Data::new(1).bytes(0, LEN), 0).unwrap();
+    file
+}
+
+/// A non-blocking socket, and a peer that takes everything.
+fn slow_peer() -> (UnixStream, JoinHandle<Vec<u8>>) {
+    let (near, mut far) = make::unix();
+    near.set_nonblocking(true).unwrap();
+    let peer = thread::spawn(move || {
+        let mut all = Vec::new();
+        far.read_to_end(&mut all).unwrap();
+        all
+    });
+    (near, peer)
+}
+
+#[test]
+fn what_does_not_go_back_to_its_source_goes_on() {
+    let mut held = false;
+    for stop_at in 1..=12 {
+        let mut src = file();
+        let (near, peer) = slow_peer();
+        let mut pieces = 0;
+        let mut delivered = 0;
+        let report = TransferOptions::new()
+            .backend(Backend::ReadWrite)
+            .transfer_with(&src, &near, u64::MAX, |progress| {
+                (pieces, delivered) = (pieces + 1, progress.delivered);
+                SEEKS_BACK.set(1);
+                if pieces == stop_at {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            })
+            .unwrap();
+        // Tried, and refused: so something was in flight.
+        held |= SEEKS_BACK.replace(0) == 0;
+        drop(near);
+        let got = peer.join().unwrap();
+        assert!(report.end == End::Stopped && report.bytes >= delivered);
+        assert_eq!(report.bytes, got.len() as u64);
+        assert_eq!(src.stream_position().unwrap(), report.bytes, "{stop_at}");
+        assert_eq!(Data::new(1).check(0, &got), Ok(()));
+    }
+    assert!(held, "nothing was in flight at any stop");
+}
+
+#[test]
+fn a_source_that_cannot_be_looked_at_is_not_the_destinations_failure() {
+    let src = file();
+    let dst = make::disk_file();
+    let mut transfer = TransferOptions::new()
+        .backend(Backend::ReadWrite)
+        .start(&src, &dst, u64::MAX)
+        .unwrap();
+    LOOKS.set(1);
+    let moved = transfer.advance();
+    LOOKS.set(0);
+    // Reading it may well succeed; where not, it is the source's.
+    if let Err(error) = moved {
+        assert_eq!(error.side(), Some(Side::Source));
+    }
+}
+
+#[test]
+fn a_fan_out_that_cannot_wait_loses_nothing() {
+    let src = file();
+    let (near, peer) = slow_peer();
+    POLLS.set(3);
+    let report = fan_out(&src, [near], u64::MAX).unwrap();
+    POLLS.set(0);
+    assert_eq!((report.taken, report.end), (LEN as u64, End::SourceEnded));
+    assert_eq!(report.branches[0].bytes, LEN as u64);
+    let got = peer.join().unwrap();
+    assert_eq!((got.len(), Data::new(1).check(0, &got)), (LEN, Ok(())));
+}
