@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use nix::sys::socket::setsockopt;
-use nix::sys::socket::sockopt::RcvBuf;
+use nix::sys::socket::sockopt::{RcvBuf, ReceiveTimestamp};
 use zcio::message::Sending;
 use zcio::{Message, Status};
 
@@ -381,4 +381,25 @@ fn what_cannot_do_it_says_so_and_sends_all_the_same() {
         lane.run(|_| {}, |_| sending.finish()).0.unwrap();
         lane.assert_landed(kind, &all);
     }
+}
+
+/// Whoever has asked for timestamps is told them along with each notification, which must not be cut
+/// off for that.
+#[test]
+fn notifications_come_whole_beside_timestamps() {
+    within(20, |_| {
+        let (dst, from) = make::tcp();
+        setsockopt(&dst, ReceiveTimestamp, &true).unwrap();
+        let reader = std::thread::spawn(move || {
+            let mut buf = vec![0; 64 << 10];
+            while nix::unistd::read(&from, &mut buf).unwrap() > 0 {}
+        });
+        let message = Message::new().bytes(Data::new(8).bytes(0, 256 << 10));
+        let mut sending = message.start(dst).unwrap();
+        sending.zerocopy().unwrap();
+        sending.finish().unwrap();
+        assert_eq!(sending.outstanding(), 0);
+        drop(sending);
+        reader.join().unwrap();
+    });
 }
