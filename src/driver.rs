@@ -13,7 +13,9 @@ use std::num::NonZeroUsize;
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
-use crate::backend::{Backend, Endpoint, Facts, Fault, Side, Step, Unfit, ZeroCopyTransfer};
+use crate::backend::{
+    Backend, Endpoint, Facts, Fault, ReadWrite, Side, Step, Unfit, ZeroCopyTransfer,
+};
 use crate::drop_behind::DropBehind;
 use crate::error::Result;
 use crate::holes::Holes;
@@ -128,6 +130,7 @@ impl Driver {
 
     pub(crate) fn extend(&mut self, len: u64) {
         self.len = self.len.saturating_add(len);
+        self.end = End::Stopped;
     }
 
     pub(crate) fn src_facts(&self) -> &Facts {
@@ -157,7 +160,11 @@ impl Driver {
     /// Stops: what was taken from a seekable source goes back, from any other it goes on.
     pub(crate) fn stop(&mut self, src: BorrowedFd<'_>) -> Result<()> {
         if self.src.facts.kind().is_cached() {
-            self.reclaim(src)?;
+            let held = self.reclaim(src)?;
+            if !held.is_empty() {
+                // The source does not go back: so they go on.
+                self.backend = Box::new(ReadWrite::with_held(&held));
+            }
         }
         self.take_no_more();
         Ok(())
@@ -187,11 +194,11 @@ impl Driver {
 
     fn advance_counted(&mut self, src: BorrowedFd<'_>, dst: BorrowedFd<'_>) -> Result<Status> {
         if self.remaining() > 0 {
-            if let Some(pace) = &self.pace {
+            if let Some(pace) = &mut self.pace {
                 if pace.is_over() {
                     return Err(self.fail(timed_out(None), src));
                 }
-                if pace.resume_at().is_some() {
+                if pace.holds() {
                     return Ok(Status::Blocked(Side::Destination));
                 }
             }
@@ -216,6 +223,9 @@ impl Driver {
                     }
                     if let Some(prealloc) = &mut self.prealloc {
                         prealloc.moved(count);
+                    }
+                    if let Some(pace) = &mut self.pace {
+                        pace.passed(count);
                     }
                     return Ok(self.moved(bytes, src, dst));
                 }
@@ -263,13 +273,11 @@ impl Driver {
     fn moved(&mut self, bytes: NonZeroUsize, src: BorrowedFd<'_>, dst: BorrowedFd<'_>) -> Status {
         let count = bytes.get() as u64;
         self.delivered += count;
+        self.end = End::Stopped;
         self.proven = true;
         let backend = self.backend();
         // Each once, however often a relay's engine goes from one to the other and back.
         self.shares.add(backend, count);
-        if let Some(pace) = &mut self.pace {
-            pace.passed(count);
-        }
         self.tend_cache(count, false, src, dst);
         Status::Moved(bytes)
     }

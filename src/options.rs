@@ -103,8 +103,8 @@ impl TransferOptions {
         self
     }
 
-    /// At most so many bytes per second, evenly. [`Transfer::resume_at`] tells an event loop when to
-    /// go on; the blocking form sleeps.
+    /// At most so many bytes per second, evenly; a hole that is skipped takes no time.
+    /// [`Transfer::resume_at`] tells an event loop when to go on; the blocking form sleeps.
     pub fn rate(&mut self, bytes_per_second: NonZeroU64) -> &mut Self {
         self.plan.limits.rate = Some(bytes_per_second);
         self

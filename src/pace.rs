@@ -17,6 +17,8 @@ pub(crate) struct Pace {
     limits: Limits,
     /// When the next byte may pass. It runs ahead of the clock while the limit is reached.
     next: Instant,
+    /// The last step was held up by it.
+    held: bool,
 }
 
 /// How far a transfer that was held up may run ahead to catch up.
@@ -29,6 +31,7 @@ impl Pace {
         limited.then(|| Self {
             limits,
             next: Instant::now(),
+            held: false,
         })
     }
 
@@ -42,9 +45,17 @@ impl Pace {
             .is_some_and(|deadline| Instant::now() >= deadline)
     }
 
-    /// When the next byte may pass, if not now.
+    /// Whether the rate holds the next byte up.
+    pub(crate) fn holds(&mut self) -> bool {
+        self.held = self.limits.rate.is_some() && self.next > Instant::now();
+        self.held
+    }
+
+    /// When the next byte may pass, if not now. What held the last step up is named even where the
+    /// time has come meanwhile: whoever asks would else take a side for blocked that never was.
     pub(crate) fn resume_at(&self) -> Option<Instant> {
-        (self.limits.rate.is_some() && self.next > Instant::now()).then_some(self.next)
+        let early = self.limits.rate.is_some() && self.next > Instant::now();
+        (early || self.held).then_some(self.next)
     }
 
     /// The most that may pass at once: what the rate allows in a tenth of a second, so that it is
@@ -66,6 +77,20 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_held_a_step_up_is_named_after_its_time_has_come() {
+        let rate = NonZeroU64::new(1 << 20);
+        let deadline = None;
+        let mut pace = Pace::new(Limits { rate, deadline }).unwrap();
+        pace.passed(1 << 17);
+        pace.next = Instant::now() + Duration::from_millis(20);
+        assert!(pace.holds());
+        std::thread::sleep(Duration::from_millis(30));
+        assert!(pace.resume_at().is_some_and(|at| at <= Instant::now()));
+        assert!(!pace.holds());
+        assert!(pace.resume_at().is_none());
+    }
 
     #[test]
     fn bytes_beyond_the_rate_have_to_wait() {

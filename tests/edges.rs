@@ -377,3 +377,17 @@ fn a_file_appended_to_itself() {
         assert_eq!(position(&same), 10);
     });
 }
+
+/// A hole takes no time, whatever the rate, and the largest that there can be overflows nothing.
+#[test]
+fn the_largest_hole_at_the_lowest_rate() {
+    let (src, dst) = (make::memfd(), make::memfd());
+    src.set_len(i64::MAX as u64).unwrap();
+    let mut options = TransferOptions::new();
+    let options = options.rate(std::num::NonZeroU64::MIN);
+    let mut transfer = options.start(&src, &dst, u64::MAX).unwrap();
+    transfer.advance().unwrap();
+    assert_eq!(transfer.resume_at(), None);
+    assert_eq!(transfer.delivered(), i64::MAX as u64);
+    assert_eq!(dst.metadata().unwrap().len(), i64::MAX as u64);
+}

@@ -83,13 +83,12 @@ impl Driver {
         }
         let mut bytes = BytesMut::new();
         let given = self.backend.reclaim(&mut bytes);
-        if self.src.facts.kind().is_cached() {
-            // An explicit offset follows from the counts; the descriptor's own position does not.
-            let back = -(held as i64);
-            let rewound = self.src.base.is_some() || call::seek(src, back, Whence::SeekCur).is_ok();
-            if rewound {
-                return Ok(Bytes::new());
-            }
+        // An explicit offset follows from the counts; the descriptor's own position does not.
+        let back = -(held as i64);
+        let rewound = self.src.base.is_some()
+            || self.src.facts.kind().is_cached() && call::seek(src, back, Whence::SeekCur).is_ok();
+        if rewound {
+            return Ok(Bytes::new());
         }
         let bytes = bytes.freeze();
         match given {

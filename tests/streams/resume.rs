@@ -1,13 +1,14 @@
 //! Putting a transfer aside and going on: extended, stopped, taken back.
 
+use std::io::Read;
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 
-use zcio::{Backend, End, Side, Status};
+use zcio::{Backend, End, Side, Status, TransferOptions};
 
 use crate::common::oracle::position;
-use crate::common::{Before, Claim, Data, DestinationKind, SourceKind, make, within};
+use crate::common::{Before, Claim, Data, DestinationKind, SourceKind, make, skipped, within};
 use crate::lane::{KINDS, Kind, Lane, STREAMS, by, case, contents, engines};
 
 /// Small enough for one step of every backend.
@@ -281,5 +282,55 @@ fn a_source_that_grows_after_its_end_goes_on() {
                 assert_eq!(bytes.len() as u64, size, "{case}: {name}");
             }
         }
+    });
+}
+
+/// What has ended and goes on has not ended.
+#[test]
+fn a_report_says_stopped_while_it_goes_on() {
+    let (src, dst) = (make::disk_file(), make::disk_file());
+    src.write_all_at(&Data::new(4).bytes(0, 100), 0).unwrap();
+    let mut transfer = by(None).start(&src, &dst, 60).unwrap();
+    let finish = |transfer: &mut zcio::Transfer<_, _>| {
+        while !matches!(transfer.advance().unwrap(), Status::Finished(_)) {}
+    };
+    finish(&mut transfer);
+    assert_eq!(transfer.report().end, End::Complete);
+    transfer.extend(60);
+    assert_eq!(transfer.report().end, End::Stopped);
+    finish(&mut transfer);
+    assert_eq!(transfer.report().end, End::SourceEnded);
+    src.write_all_at(&Data::new(4).bytes(100, 10), 100).unwrap();
+    assert!(matches!(transfer.advance().unwrap(), Status::Moved(_)));
+    assert_eq!(transfer.report().end, End::Stopped);
+}
+
+/// An explicit offset follows from the counts, whatever kind of file it is of: what is taken back is
+/// read again, and must not be handed back besides.
+#[test]
+fn what_is_read_again_is_not_handed_back() {
+    within(20, |_| {
+        // Generated, and more than a socket's buffer takes.
+        let Ok(src) = std::fs::File::open("/proc/kallsyms") else {
+            return skipped("a generated file taken back", "there is no /proc/kallsyms");
+        };
+        let all = std::fs::read("/proc/kallsyms").unwrap();
+        let (dst, mut far) = make::unix();
+        dst.set_nonblocking(true).unwrap();
+        let options = TransferOptions::new().src_offset(0).clone();
+        let mut transfer = options.start(&src, &dst, u64::MAX).unwrap();
+        let mut got = Vec::new();
+        let mut take = |transfer: &mut zcio::Transfer<_, _>| {
+            while !matches!(transfer.advance().unwrap(), Status::Blocked(_)) {}
+            let start = got.len();
+            got.resize(transfer.delivered() as usize, 0);
+            far.read_exact(&mut got[start..]).unwrap();
+        };
+        take(&mut transfer);
+        assert!(transfer.in_flight() > 0, "something to take back");
+        assert!(transfer.reclaim().unwrap().is_empty());
+        take(&mut transfer);
+        drop(transfer);
+        assert!(all.starts_with(&got));
     });
 }
