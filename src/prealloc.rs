@@ -66,8 +66,9 @@ impl Prealloc {
             return Ok(());
         }
         let len = if self.known {
-            let size = call::fstat(src.fd())?.st_size.unsigned_abs();
-            len.min(size.saturating_sub(src.position()?))
+            // Where it cannot be looked at, the call that reads says so, and of which side.
+            let size = call::fstat(src.fd()).map_or(0, |stat| stat.st_size.unsigned_abs());
+            len.min(size.saturating_sub(src.position().unwrap_or(size)))
         } else if len == u64::MAX {
             0
         } else {
@@ -77,7 +78,10 @@ impl Prealloc {
         if len < WORTHWHILE {
             return Ok(());
         }
-        match call::allocate(dst.fd(), dst.position()?, len) {
+        let allocated = dst
+            .position()
+            .and_then(|at| call::allocate(dst.fd(), at, len));
+        match allocated {
             Ok(()) => self.allocated = true,
             Err(e) if self.known && is_full(&e) => {
                 // What there was room for has to go again.
