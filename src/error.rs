@@ -122,6 +122,16 @@ impl Error {
         self.inner.undelivered
     }
 
+    /// The kind that it has as an [`io::Error`].
+    pub(crate) fn io_kind(&self) -> io::ErrorKind {
+        match (self.kind(), self.io_error().map(io::Error::kind)) {
+            (_, Some(io::ErrorKind::WouldBlock)) => io::ErrorKind::ResourceBusy,
+            (_, Some(cause)) => cause,
+            (ErrorKind::Unfit, None) => io::ErrorKind::Unsupported,
+            (_, None) => io::ErrorKind::Other,
+        }
+    }
+
     /// What the kernel answered, if it came to a call.
     pub fn io_error(&self) -> Option<&io::Error> {
         match &self.inner.cause {
@@ -186,13 +196,7 @@ impl From<Error> for io::Error {
     /// Never `WouldBlock`: an event loop would take that for a state to wait in. Where a call between
     /// files was refused with EAGAIN (a lease, a lock), the kind is `ResourceBusy`.
     fn from(error: Error) -> Self {
-        let kind = match (error.kind(), error.io_error().map(io::Error::kind)) {
-            (_, Some(io::ErrorKind::WouldBlock)) => io::ErrorKind::ResourceBusy,
-            (_, Some(cause)) => cause,
-            (ErrorKind::Unfit, None) => io::ErrorKind::Unsupported,
-            (_, None) => io::ErrorKind::Other,
-        };
-        io::Error::new(kind, error)
+        io::Error::new(error.io_kind(), error)
     }
 }
 

@@ -122,3 +122,16 @@ pub(super) fn run<A: AsFd, B: AsFd>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// C10: a thread that cannot be had (EAGAIN) is no state to wait in.
+    #[test]
+    fn a_thread_refused_is_no_state_to_wait_in() {
+        let refused = io::Error::from_raw_os_error(libc::EAGAIN);
+        let error = RelayError::at_start(Error::io(ErrorKind::Io, None, refused));
+        assert_eq!(io::Error::from(error).kind(), io::ErrorKind::ResourceBusy);
+    }
+}

@@ -124,10 +124,6 @@ impl error::Error for RelayError {
 
 impl From<RelayError> for io::Error {
     fn from(error: RelayError) -> Self {
-        let kind = error
-            .error()
-            .io_error()
-            .map_or(io::ErrorKind::Other, io::Error::kind);
-        io::Error::new(kind, error)
+        io::Error::new(error.error().io_kind(), error)
     }
 }
