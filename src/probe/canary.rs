@@ -92,9 +92,19 @@ pub fn canary() -> io::Result<Canary> {
 }
 
 fn tcp_pair() -> io::Result<(TcpStream, TcpStream)> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    connected(&TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?)
+}
+
+/// Both ends of one connection to `listener`, whoever else connects to it.
+fn connected(listener: &TcpListener) -> io::Result<(TcpStream, TcpStream)> {
     let near = TcpStream::connect(listener.local_addr()?)?;
-    Ok((near, listener.accept()?.0))
+    let own = near.local_addr()?;
+    loop {
+        let (far, peer) = listener.accept()?;
+        if peer == own {
+            return Ok((near, far));
+        }
+    }
 }
 
 const PAGE: usize = 4096;
@@ -127,6 +137,14 @@ fn look(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stranger_who_connects_is_not_taken_for_the_other_end() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let _stranger = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (near, far) = connected(&listener).unwrap();
+        assert_eq!(far.peer_addr().unwrap(), near.local_addr().unwrap());
+    }
 
     #[test]
     fn tells_a_copy_from_shared_pages() {
