@@ -12,6 +12,7 @@ use std::io::{Read, Seek};
 use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
+use std::ptr;
 use std::thread::{self, JoinHandle};
 
 use common::{Data, make};
@@ -58,8 +59,17 @@ extern "C" fn poll(fds: *mut libc::pollfd, count: libc::nfds_t, limit: c_int) ->
     if fails(&POLLS, Errno::EINVAL) {
         return -1;
     }
-    // SAFETY: the caller's `fds` are `count` many.
-    unsafe { libc::syscall(libc::SYS_poll, fds, count, limit) as c_int }
+    let time = libc::timespec {
+        tv_sec: (limit / 1000).into(),
+        tv_nsec: (limit % 1000 * 1_000_000).into(),
+    };
+    let time = if limit < 0 {
+        ptr::null()
+    } else {
+        &raw const time
+    };
+    // SAFETY: the caller's `fds` are `count` many; the time outlives the call, the mask is none.
+    unsafe { libc::ppoll(fds, count, time, ptr::null()) }
 }
 
 const LEN: usize = (3 << 20) + 77;

@@ -51,7 +51,7 @@ impl ReadWrite {
 
     /// Starts with bytes that another backend had taken, which go first.
     pub(crate) fn with_held(bytes: &Bytes) -> Self {
-        let mut buf = AlignedBuf::new(bytes.len(), 1);
+        let mut buf = aligned::of(bytes.len());
         buf.as_mut_slice()[..bytes.len()].copy_from_slice(bytes);
         Self {
             buf: Some(buf),

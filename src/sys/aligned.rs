@@ -56,7 +56,12 @@ thread_local! {
 /// A buffer of [`SPARE`] bytes at a page: the one that this thread keeps, or a new one.
 pub(crate) fn spare() -> AlignedBuf {
     let kept = KEPT.try_with(Cell::take).ok().flatten();
-    kept.unwrap_or_else(|| AlignedBuf::new(SPARE, PAGE))
+    kept.unwrap_or_else(|| of(SPARE))
+}
+
+/// A buffer of another length, as well aligned as those that are kept.
+pub(crate) fn of(len: usize) -> AlignedBuf {
+    AlignedBuf::new(len, PAGE)
 }
 
 /// Keeps a buffer for this thread's next use. One is kept; a second is freed.
