@@ -391,3 +391,23 @@ fn the_largest_hole_at_the_lowest_rate() {
     assert_eq!(transfer.delivered(), i64::MAX as u64);
     assert_eq!(dst.metadata().unwrap().len(), i64::MAX as u64);
 }
+
+/// A description that appends has one position: what is written would move where it is read. It ended
+/// early, as if the source had.
+#[test]
+fn a_description_appended_to_itself_needs_an_offset() {
+    let file = make::disk_file();
+    let data = Data::new(9).bytes(0, 1 << 20);
+    file.write_all_at(&data, 0).unwrap();
+    let both = File::from(make::reopen(&file, OFlag::O_RDWR | OFlag::O_APPEND).unwrap());
+    for dst in [both.as_fd(), both.try_clone().unwrap().as_fd()] {
+        let error = zcio::transfer(&both, dst, u64::MAX).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        assert_eq!(error.side(), Some(Side::Destination));
+    }
+    let report = TransferOptions::new()
+        .src_offset(0)
+        .transfer(&both, &both, u64::MAX);
+    assert_eq!(report.unwrap().bytes, 1 << 20);
+    assert!(content(&file) == [&data[..], &data[..]].concat());
+}

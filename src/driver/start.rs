@@ -1,6 +1,7 @@
 //! How a transfer starts: the probe asked, the first backend made, a file copied onto itself
 //! bounded.
 
+use std::io;
 use std::os::fd::BorrowedFd;
 
 use super::bounds::{SameFile, overlap};
@@ -164,24 +165,32 @@ fn same_file(
     if !src.facts.is_same_file(&dst.facts) || src.facts.kind() != Kind::File {
         return Ok(None);
     }
-    let io = |side| move |e| Error::io(ErrorKind::Io, Some(side), e);
+    let failed = |side| move |e| Error::io(ErrorKind::Io, Some(side), e);
     let size = src.facts.size_hint();
     let from = src
         .endpoint(src_fd, 0)
         .position()
-        .map_err(io(Side::Source))?;
+        .map_err(failed(Side::Source))?;
     let to = if dst.facts.is_append() {
         size
     } else {
         dst.endpoint(dst_fd, 0)
             .position()
-            .map_err(io(Side::Destination))?
+            .map_err(failed(Side::Destination))?
     };
     let same = SameFile {
         own: size.saturating_sub(from),
         apart: from.abs_diff(to),
     };
-    if len.min(same.own) > same.apart {
+    let wanted = len.min(same.own);
+    let shared = wanted > 0 && src.base.is_none() && dst.facts.is_append();
+    if shared && call::is_one_description(src_fd, dst_fd) {
+        // What is appended would move the place where the source is read.
+        let text = "it appends, and its position is the source's own";
+        let kind = io::ErrorKind::InvalidInput;
+        return Err(Error::input(Side::Destination, kind, text));
+    }
+    if wanted > same.apart {
         return Err(overlap());
     }
     Ok(Some(same))

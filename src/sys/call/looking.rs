@@ -19,6 +19,21 @@ pub(crate) fn status_flags(fd: BorrowedFd<'_>) -> io::Result<i32> {
     retry(|| fcntl::fcntl(fd, FcntlArg::F_GETFL))
 }
 
+/// Whether both stand for one open file description, and so share its position: kcmp(2). Where that
+/// may not be asked, only one and the same descriptor is known to.
+pub(crate) fn is_one_description(a: BorrowedFd<'_>, b: BorrowedFd<'_>) -> bool {
+    const KCMP_FILE: libc::c_int = 0;
+    let same = retry(|| {
+        // SAFETY: no memory is involved.
+        let thread = unsafe { libc::gettid() };
+        let (a, b) = (a.as_raw_fd(), b.as_raw_fd());
+        // SAFETY: as above.
+        let order = unsafe { libc::syscall(libc::SYS_kcmp, thread, thread, KCMP_FILE, a, b) };
+        Errno::result(order)
+    });
+    a.as_raw_fd() == b.as_raw_fd() || same.is_ok_and(|order| order == 0)
+}
+
 /// The filesystem's magic number and block size.
 pub(crate) fn fstatfs(fd: BorrowedFd<'_>) -> io::Result<(i64, u64)> {
     let fs = retry(|| nix::sys::statfs::fstatfs(fd))?;
