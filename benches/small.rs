@@ -1,0 +1,254 @@
+//! What 4 KiB cost: the bare calls, a one-shot `transfer`, and an advance of a transfer that is
+//! reused (`extend`), on five pairs; and 100,000 files of 4 KiB through one `Sending`.
+//!
+//! All three are interleaved in pieces of a few calls; the other end is emptied in between, by the
+//! same thread, and not counted. CPU time of the thread; the median over the rounds and its 95 %
+//! interval. Bare is the better of sendfile(2) and read(2) with write(2), for each pair.
+//! `cargo bench --bench small`; `-- --test` runs one short round.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::sendfile::sendfile64;
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::{self, Pid};
+use zcio::{Message, Status, Transfer, TransferOptions};
+
+const LEN: usize = 4096;
+/// Transfers between two looks at the clock: what a pipe and every socket buffer has room for.
+const PIECE: usize = 8;
+
+fn cpu_us() -> f64 {
+    let now = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap();
+    now.tv_sec() as f64 * 1e6 + now.tv_nsec() as f64 / 1e3
+}
+
+/// One side, with what is needed to fill or empty it.
+enum End {
+    File(File),
+    Stream { near: OwnedFd, far: File },
+}
+
+impl End {
+    fn stream(near: impl Into<OwnedFd>, far: impl Into<OwnedFd>) -> Self {
+        let (near, far) = (near.into(), File::from(far.into()));
+        End::Stream { near, far }
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        match self {
+            End::File(file) => file.as_fd(),
+            End::Stream { near, .. } => near.as_fd(),
+        }
+    }
+
+    /// Has a piece ready to be taken.
+    fn fill(&mut self) {
+        match self {
+            End::File(file) => file.rewind().unwrap(),
+            End::Stream { far, .. } => far.write_all(&[0x5a; PIECE * LEN]).unwrap(),
+        }
+    }
+
+    /// Takes a piece away.
+    fn empty(&mut self) {
+        match self {
+            End::File(file) => file.rewind().unwrap(),
+            End::Stream { far, .. } => far.read_exact(&mut [0; PIECE * LEN]).unwrap(),
+        }
+    }
+}
+
+fn tcp() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    (near, listener.accept().unwrap().0)
+}
+
+fn file() -> End {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&[0x5a; PIECE * LEN]).unwrap();
+    file.sync_all().unwrap();
+    End::File(file)
+}
+
+fn pairs() -> [(&'static str, End, End); 5] {
+    let to_tcp = || {
+        let (near, far) = tcp();
+        End::stream(near, far)
+    };
+    let (unix, taker) = UnixStream::pair().unwrap();
+    let (reader, writer) = unistd::pipe().unwrap();
+    [
+        ("file to TCP", file(), to_tcp()),
+        ("file to UNIX", file(), End::stream(unix, taker)),
+        ("file to pipe", file(), End::stream(writer, reader)),
+        ("file to file", file(), file()),
+        ("TCP to TCP", to_tcp(), to_tcp()),
+    ]
+}
+
+/// CPU time of so many calls of `work`, in microseconds.
+fn cost(src: &mut End, dst: &mut End, mut work: impl FnMut(BorrowedFd<'_>, BorrowedFd<'_>)) -> f64 {
+    src.fill();
+    let before = cpu_us();
+    for _ in 0..PIECE {
+        work(src.fd(), dst.fd());
+    }
+    let used = cpu_us() - before;
+    dst.empty();
+    used
+}
+
+fn by_sendfile(src: BorrowedFd<'_>, dst: BorrowedFd<'_>) {
+    assert_eq!(sendfile64(dst, src, None, LEN), Ok(LEN));
+}
+
+fn by_read_write(buf: &mut [u8], src: BorrowedFd<'_>, dst: BorrowedFd<'_>) {
+    assert_eq!(unistd::read(src, buf), Ok(LEN));
+    assert_eq!(unistd::write(dst, buf), Ok(LEN));
+}
+
+fn once(src: BorrowedFd<'_>, dst: BorrowedFd<'_>) {
+    assert_eq!(
+        zcio::transfer(src, dst, LEN as u64).unwrap().bytes,
+        LEN as u64
+    );
+}
+
+fn again(transfer: &mut Transfer<BorrowedFd<'_>, BorrowedFd<'_>>) {
+    transfer.extend(LEN as u64);
+    let status = transfer.advance().unwrap();
+    assert!(
+        matches!(status, Status::Moved(n) if n.get() == LEN),
+        "{status:?}"
+    );
+}
+
+/// The four ways, each in turn: CPU time per transfer of sendfile, of read and write, of a
+/// one-shot and of a reused transfer.
+fn round(src: &mut End, dst: &mut End, pieces: usize) -> [f64; 4] {
+    let (mut used, mut buf) = ([0.0; 4], vec![0; LEN]);
+    let stream = matches!(src, End::Stream { .. });
+    // Both outlive the transfer: descriptors of their own for the same ends.
+    let (from, to) = (
+        src.fd().try_clone_to_owned().unwrap(),
+        dst.fd().try_clone_to_owned().unwrap(),
+    );
+    let mut reused = TransferOptions::new()
+        .start(from.as_fd(), to.as_fd(), 0)
+        .unwrap();
+    cost(src, dst, |_, _| again(&mut reused));
+    for piece in 0..pieces {
+        for way in 0..4 {
+            let way = (way + piece) % 4;
+            used[way] += match way {
+                0 if stream => f64::INFINITY,
+                0 => cost(src, dst, by_sendfile),
+                1 => cost(src, dst, |s, d| by_read_write(&mut buf, s, d)),
+                2 => cost(src, dst, once),
+                _ => cost(src, dst, |_, _| again(&mut reused)),
+            };
+        }
+    }
+    assert_eq!(reused.delivered() as usize, (pieces + 1) * PIECE * LEN);
+    used.map(|us| us / (pieces * PIECE) as f64)
+}
+
+/// The median, and the interval that holds it in 95 of 100 cases (order statistics).
+fn median(mut values: Vec<f64>) -> (f64, f64, f64) {
+    values.sort_by(f64::total_cmp);
+    let (middle, last) = (values.len() / 2, values.len() - 1);
+    let half = (0.98 * (values.len() as f64).sqrt()).ceil() as usize;
+    let (low, high) = (middle.saturating_sub(half), (middle + half).min(last));
+    (values[middle], values[low], values[high])
+}
+
+fn print(what: &str, unit: &str, values: Vec<f64>) {
+    let (median, low, high) = median(values);
+    println!("  {what:<28} {median:>7.3} [{low:.3}, {high:.3}] {unit}");
+}
+
+fn ways(rounds: usize, pieces: usize) {
+    for (name, mut src, mut dst) in pairs() {
+        round(&mut src, &mut dst, pieces);
+        let all: Vec<[f64; 4]> = (0..rounds)
+            .map(|_| round(&mut src, &mut dst, pieces))
+            .collect();
+        let column = |way: usize| all.iter().map(|used| used[way]).collect::<Vec<f64>>();
+        let bare = usize::from(median(column(1)).0 < median(column(0)).0);
+        let against = |of: fn(f64, f64) -> f64, way: usize| {
+            let pairs = all.iter().map(|used| of(used[way], used[bare]));
+            pairs.collect::<Vec<f64>>()
+        };
+        println!("{name}, 4 KiB, {rounds} rounds of {} each", pieces * PIECE);
+        print(
+            ["bare: sendfile", "bare: read and write"][bare],
+            "us",
+            column(bare),
+        );
+        print("one-shot", "us", column(2));
+        print("one-shot - bare", "us", against(|a, b| a - b, 2));
+        print("reused", "us", column(3));
+        print("reused / bare", "x", against(|a, b| a / b, 3));
+    }
+}
+
+/// Opens each of `count` files, sends it and closes it: by read and write, and by one `Sending`.
+fn files(count: usize, rounds: usize) -> io::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let path = |i: usize| dir.path().join(i.to_string());
+    for i in 0..count {
+        fs::write(path(i), [0x5a; LEN])?;
+    }
+    let (near, mut far) = tcp();
+    let (mut ratios, mut costs) = (Vec::new(), [Vec::new(), Vec::new()]);
+    let mut sending = Message::new().start(&near).unwrap();
+    for _ in 0..rounds {
+        let (mut used, mut buf) = ([0.0; 2], vec![0; LEN]);
+        for from in (0..count).step_by(PIECE) {
+            let piece = from..(from + PIECE).min(count);
+            for way in 0..2 {
+                let way = (way + from / PIECE) % 2;
+                let before = cpu_us();
+                for i in piece.clone() {
+                    let file = File::open(path(i))?;
+                    if way == 0 {
+                        by_read_write(&mut buf, file.as_fd(), near.as_fd());
+                    } else {
+                        sending.extend(&Message::new().file(file, 0..LEN as u64));
+                        sending.finish().unwrap();
+                    }
+                }
+                used[way] += cpu_us() - before;
+                far.read_exact(&mut vec![0; piece.len() * LEN])?;
+            }
+        }
+        ratios.push(used[1] / used[0]);
+        for (all, us) in costs.iter_mut().zip(used) {
+            all.push(us / count as f64);
+        }
+    }
+    assert_eq!(sending.delivered() as usize, rounds * count * LEN);
+    let [bare, ours] = costs;
+    println!("{count} files of 4 KiB to TCP, opened, sent and closed, {rounds} rounds");
+    print("bare: read and write", "us", bare);
+    print("one Sending", "us", ours);
+    print("Sending / bare", "x", ratios);
+    Ok(())
+}
+
+fn main() -> io::Result<()> {
+    let short = std::env::args().any(|arg| arg == "--test");
+    let mut set = CpuSet::new();
+    let _ = set.set(0);
+    // Where that is not allowed, the rounds scatter more.
+    let _ = sched_setaffinity(Pid::from_raw(0), &set);
+    let (rounds, pieces) = if short { (1, 4) } else { (51, 100) };
+    ways(rounds, pieces);
+    files(if short { 100 } else { 100_000 }, if short { 1 } else { 5 })
+}
