@@ -71,7 +71,8 @@ fn tcp() -> (TcpStream, TcpStream) {
 
 fn file() -> End {
     let mut file = tempfile::tempfile().unwrap();
-    file.write_all(&[0x5a; PIECE * LEN]).unwrap();
+    // Long enough for its end not to be met.
+    file.write_all(&vec![0x5a; 1 << 20]).unwrap();
     file.sync_all().unwrap();
     End::File(file)
 }

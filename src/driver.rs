@@ -290,6 +290,9 @@ impl Driver {
     }
 
     fn tend_cache(&mut self, bytes: u64, last: bool, src: BorrowedFd<'_>, dst: BorrowedFd<'_>) {
+        if self.drop_behind.is_none() {
+            return;
+        }
         let taken = self.delivered + self.in_flight();
         let Some(trail) = &mut self.drop_behind else {
             return;

@@ -1,5 +1,6 @@
-//! What the kernel says of one descriptor: fstat(2), F_GETFL, fstatfs(2), `SO_DOMAIN` and
-//! `SO_TYPE`, statx(2). No I/O, and nothing changes on the descriptor.
+//! What the kernel says of one descriptor: F_GETFL, and then what its flags suggest to ask, a socket
+//! option, F_GETPIPE_SZ or fstat(2); fstatfs(2) and statx(2) where that matters. No I/O, and nothing
+//! changes on the descriptor.
 
 use std::fmt;
 use std::io;
@@ -141,7 +142,7 @@ const REMOTE: [i64; 7] = [
 ];
 
 impl Facts {
-    /// Looks at a descriptor: two system calls, three for a socket. Of a regular file it is not
+    /// Looks at a descriptor: two system calls, four for a socket that is not TCP's. Of a regular file it is not
     /// asked here what filesystem it lies on: see [`complete`](Self::complete).
     pub(crate) fn of(fd: BorrowedFd<'_>) -> io::Result<Self> {
         let flags = call::status_flags(fd)?;
@@ -157,15 +158,10 @@ impl Facts {
             sealed: false,
             alignment: None,
         };
-        // Of a socket, fstat(2) tells nothing that the two questions for its kind do not.
-        if may_be_socket(flags) {
-            match socket_kind(fd) {
-                Err(e) if e.raw_os_error() == Some(libc::ENOTSOCK) => {}
-                kind => {
-                    facts.kind = kind?;
-                    return Ok(facts);
-                }
-            }
+        // Of what has no name, fstat(2) tells nothing that is needed and not told for less.
+        if let Some(kind) = nameless(fd, flags) {
+            facts.kind = kind;
+            return Ok(facts);
         }
         let stat = call::fstat(fd)?;
         facts.size = stat.st_size.unsigned_abs();
@@ -342,10 +338,22 @@ const LARGE: i32 = if cfg!(any(target_arch = "x86_64", target_arch = "riscv64"))
     0
 };
 
-/// Whether these flags look like a socket's: open both ways, and without the mark of what was
-/// opened by a name. A few others look alike; they say that they are none (ENOTSOCK).
-fn may_be_socket(flags: i32) -> bool {
-    LARGE != 0 && flags & (libc::O_ACCMODE | LARGE | libc::O_PATH) == libc::O_RDWR
+/// The kind of a descriptor whose flags look like those of a socket or a pipe: without the mark of
+/// what was opened by its name. A few others look alike, and get `None` as everything else does.
+fn nameless(fd: BorrowedFd<'_>, flags: i32) -> Option<Kind> {
+    if LARGE == 0 || flags & (LARGE | libc::O_PATH) != 0 {
+        return None;
+    }
+    if flags & libc::O_ACCMODE != libc::O_RDWR {
+        return call::pipe_size(fd).ok().map(|_| Kind::Pipe);
+    }
+    // Only TCP has TCP's options, and SMC, which stands on it: one question for the most frequent
+    // kind.
+    match call::has_tcp_options(fd) {
+        Ok(()) => Some(Kind::Tcp),
+        Err(e) if e.raw_os_error() == Some(libc::ENOTSOCK) => None,
+        Err(_) => socket_kind(fd).ok(),
+    }
 }
 
 fn socket_kind(fd: BorrowedFd<'_>) -> io::Result<Kind> {

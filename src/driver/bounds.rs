@@ -59,15 +59,15 @@ impl Driver {
             }
         }
         // Sharing extents takes no time, however many.
-        if self.backend() != Backend::Reflink {
-            limit = limit.min(self.most);
+        if limit > self.most && self.backend() != Backend::Reflink {
+            limit = self.most;
         }
         if let Some(grain) = self.pace.as_ref().and_then(Pace::grain) {
             limit = limit.min(grain);
         }
         let limit = usize::try_from(limit.max(held)).unwrap_or(usize::MAX);
         let limit = self.chunk.map_or(limit, |chunk| limit.min(chunk.get()));
-        let limit = limit.max(self.backend.in_flight());
+        let limit = limit.max(held as usize);
         Ok(NonZeroUsize::new(limit).ok_or(End::Complete))
     }
 
@@ -80,7 +80,7 @@ impl Driver {
         dst: BorrowedFd<'_>,
     ) -> std::result::Result<NonZeroUsize, NonZeroUsize> {
         // A shared extent brings its holes along, and bytes in flight have to go first.
-        if self.backend() == Backend::Reflink || self.in_flight() > 0 {
+        if self.holes.is_none() || self.backend() == Backend::Reflink || self.in_flight() > 0 {
             return Ok(limit);
         }
         let Some(holes) = &mut self.holes else {
@@ -108,8 +108,10 @@ impl Driver {
 
     /// Has blocks ready for what comes next. An error says that there is no room for it.
     pub(super) fn allocate(&mut self, src: BorrowedFd<'_>, dst: BorrowedFd<'_>) -> io::Result<()> {
-        let fit = self.in_flight() == 0 && Prealloc::suits(self.backend());
-        let Some(prealloc) = self.prealloc.as_mut().filter(|_| fit) else {
+        if self.prealloc.is_none() || self.in_flight() > 0 || !Prealloc::suits(self.backend()) {
+            return Ok(());
+        }
+        let Some(prealloc) = &mut self.prealloc else {
             return Ok(());
         };
         let len = match self.len {

@@ -37,7 +37,7 @@ pub(crate) fn allow(fd: BorrowedFd<'_>) -> io::Result<u64> {
         Errno::result(result)
     })?;
     let mut cookie = 0_u64;
-    get_socket_option(fd, libc::SO_COOKIE, &mut cookie)?;
+    get_socket_option(fd, libc::SOL_SOCKET, libc::SO_COOKIE, &mut cookie)?;
     Ok(cookie)
 }
 

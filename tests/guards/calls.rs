@@ -9,7 +9,7 @@ use std::{env, fs};
 
 use zcio::{Message, Status, TransferOptions};
 
-use crate::common::{make, within};
+use crate::common::{POLL, make, skipped, within};
 use crate::interpose::{self, Answer, kernel};
 use crate::pair::{End, PAIRS, Pair};
 
@@ -36,6 +36,7 @@ fn name(nr: c_long, args: &[usize; 6]) -> &'static str {
             libc::F_GETPIPE_SZ => "F_GETPIPE_SZ",
             _ => "fcntl",
         },
+        libc::SYS_getsockopt if args[1] as i32 == libc::IPPROTO_TCP => "TCP_NODELAY",
         libc::SYS_getsockopt => match args[2] as i32 {
             libc::SO_TYPE => "SO_TYPE",
             libc::SO_DOMAIN => "SO_DOMAIN",
@@ -55,7 +56,7 @@ fn name(nr: c_long, args: &[usize; 6]) -> &'static str {
         libc::SYS_sendmsg => "sendmsg",
         libc::SYS_writev => "writev",
         libc::SYS_fallocate => "fallocate",
-        interpose::POLL => "poll",
+        POLL => "poll",
         _ => "another",
     }
 }
@@ -94,7 +95,9 @@ fn line(calls: &[&str]) -> String {
 }
 
 /// Looks: what is asked before a byte moves.
-const LOOKS: [&str; 6] = [
+const LOOKS: [&str; 8] = [
+    "TCP_NODELAY",
+    "F_GETPIPE_SZ",
     "F_GETFL",
     "fstat",
     "SO_TYPE",
@@ -174,6 +177,16 @@ fn page() -> String {
 
 #[test]
 fn every_call_of_a_transfer_is_accounted_for() {
+    if !cfg!(any(
+        target_arch = "x86_64",
+        target_arch = "aarch64",
+        target_arch = "riscv64"
+    )) {
+        return skipped(
+            "calls",
+            "here sockets and pipes are not told by their flags",
+        );
+    }
     let made = within(60, |_| page());
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/guards/calls.txt");
     if env::var_os("ZCIO_BLESS").is_some() {
@@ -211,7 +224,7 @@ fn a_small_message_is_one_call_after_extend() {
             Ok::<_, zcio::Error>(sending)
         });
         let mut sending = sending.unwrap();
-        assert_eq!(first, ["F_GETFL", "SO_TYPE", "SO_DOMAIN", "sendmsg"]);
+        assert_eq!(first, ["F_GETFL", "TCP_NODELAY", "sendmsg"]);
         for (message, expected) in [
             (&memory, &["sendmsg"][..]),
             (&with_file, &["pread", "sendmsg"]),

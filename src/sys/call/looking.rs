@@ -51,8 +51,19 @@ pub(crate) fn is_sealed(fd: BorrowedFd<'_>) -> bool {
 /// One integer socket option of level `SOL_SOCKET`.
 pub(crate) fn socket_option(fd: BorrowedFd<'_>, name: libc::c_int) -> io::Result<libc::c_int> {
     let mut value: libc::c_int = 0;
-    get_socket_option(fd, name, &mut value)?;
+    get_socket_option(fd, libc::SOL_SOCKET, name, &mut value)?;
     Ok(value)
+}
+
+/// Whether this is a socket that has TCP's options (`TCP_NODELAY`); an error where it has not.
+pub(crate) fn has_tcp_options(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let mut value: libc::c_int = 0;
+    get_socket_option(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, &mut value)
+}
+
+/// What a pipe holds at most; EBADF for what is none.
+pub(crate) fn pipe_size(fd: BorrowedFd<'_>) -> io::Result<libc::c_int> {
+    retry(|| fcntl::fcntl(fd, FcntlArg::F_GETPIPE_SZ))
 }
 
 /// Whether a time limit (`SO_RCVTIMEO` or `SO_SNDTIMEO`) is set on this socket.
@@ -61,11 +72,13 @@ pub(crate) fn has_timeout(fd: BorrowedFd<'_>, name: libc::c_int) -> bool {
         tv_sec: 0,
         tv_usec: 0,
     };
-    get_socket_option(fd, name, &mut value).is_ok() && (value.tv_sec != 0 || value.tv_usec != 0)
+    get_socket_option(fd, libc::SOL_SOCKET, name, &mut value).is_ok()
+        && (value.tv_sec != 0 || value.tv_usec != 0)
 }
 
 pub(in crate::sys) fn get_socket_option<T: Copy>(
     fd: BorrowedFd<'_>,
+    level: libc::c_int,
     name: libc::c_int,
     value: &mut T,
 ) -> io::Result<()> {
@@ -74,15 +87,8 @@ pub(in crate::sys) fn get_socket_option<T: Copy>(
         let value: *mut T = value;
         // SAFETY: `value` is writable for `len` bytes, and both outlive the call. `T` is an
         // integer or a timeval: plain data, valid for whatever the kernel writes.
-        let result = unsafe {
-            libc::getsockopt(
-                fd.as_raw_fd(),
-                libc::SOL_SOCKET,
-                name,
-                value.cast(),
-                &raw mut len,
-            )
-        };
+        let result =
+            unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, value.cast(), &raw mut len) };
         Errno::result(result).map(drop)
     })
 }
