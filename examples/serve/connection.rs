@@ -1,6 +1,5 @@
 //! One connection: requests one after the other, each answered by one message.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -8,11 +7,9 @@ use std::time::{Duration, Instant};
 
 use nix::sys::socket::{Shutdown, shutdown};
 use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt, copy, sink};
-use tokio::net::TcpStream;
-use tokio::net::tcp::WriteHalf;
+use tokio::net::{TcpStream, tcp::WriteHalf};
 use tokio::time::{timeout, timeout_at};
-use zcio::Message;
-use zcio::message::{Part, Sending};
+use zcio::message::{Message, Part, Sending};
 use zcio::tokio::drive_sending;
 
 use crate::Engine;
@@ -20,24 +17,13 @@ use crate::accept::Ending;
 use crate::request::Request;
 use crate::site::{Reply, Site};
 
-/// Read at once, at most.
-const READ: usize = 4096;
-/// The buffer of `--engine read-write`.
-const BUFFER: usize = 64 << 10;
-/// What a client may still send when it has been told that the connection ends, and for how long.
-const LINGER: (u64, Duration) = (8 << 20, Duration::from_secs(2));
-
 /// Answers requests until one side wants no more.
-pub(crate) async fn serve(
-    site: Arc<Site>,
-    mut stream: TcpStream,
-    mut ending: Ending,
-) -> io::Result<()> {
-    let patience = site.patience;
+pub(crate) async fn serve(site: Arc<Site>, tcp: TcpStream, ending: Ending) -> io::Result<()> {
+    let (mut stream, mut ending, patience) = (tcp, ending, Duration::from_secs(site.1.patience));
     // An answer's last segment is not to wait for the client's word on the one before.
     stream.set_nodelay(true)?;
     let (mut read, mut write) = stream.split();
-    let mut output = match site.engine {
+    let mut output = match site.1.engine {
         Engine::Auto => Output::Auto(Box::new(Message::new().start(write.as_ref())?)),
         Engine::ReadWrite => Output::ReadWrite(&mut write),
     };
@@ -58,17 +44,11 @@ pub(crate) async fn serve(
             }
             Ok(None) => {
                 let idle = buf.is_empty();
-                buf.reserve(READ);
+                buf.reserve(4096);
                 let more = timeout_at(deadline.into(), read.read_buf(&mut buf));
-                let more = tokio::select! {
-                    more = more => more??,
-                    _ = ending.wait_for(|ending| *ending), if idle => 0,
-                };
-                if more == 0 {
-                    break;
-                }
-                if idle {
-                    deadline = Instant::now() + patience;
+                tokio::select! {
+                    more = more => if more?? == 0 { break },
+                    _ = ending.wait_for(|ending| *ending), if idle => break,
                 }
                 continue;
             }
@@ -79,8 +59,8 @@ pub(crate) async fn serve(
     // To close while the client's bytes are on their way would be a reset, which can take what was
     // sent last away from it again.
     shutdown(read.as_ref().as_raw_fd(), Shutdown::Write)?;
-    let drain = async { copy(&mut read.take(LINGER.0), &mut sink()).await };
-    timeout(LINGER.1, drain).await?.map(drop)
+    let drain = async { copy(&mut read.take(8 << 20), &mut sink()).await };
+    timeout(Duration::from_secs(2), drain).await?.map(drop)
 }
 
 /// The way out.
@@ -94,19 +74,27 @@ impl Output<'_> {
     /// Sends a message, as long as the client takes any of it.
     async fn send(&mut self, message: &Message<'static>, patience: Duration) -> io::Result<()> {
         let write = match self {
+            Output::ReadWrite(write) => write,
             Output::Auto(sending) => {
                 sending.extend(message);
-                return drive(sending, patience).await;
+                loop {
+                    let before = sending.delivered();
+                    // The future that time runs out for leaves the sending whole.
+                    match timeout(patience, drive_sending(sending)).await {
+                        Ok(sent) => return Ok(sent.map(drop)?),
+                        Err(late) if sending.delivered() == before => return Err(late.into()),
+                        Err(_) => {}
+                    }
+                }
             }
-            Output::ReadWrite(write) => write,
         };
         for part in message.parts() {
             match part {
                 Part::File { file, range } => {
-                    let file = File::from(file.as_fd().try_clone_to_owned()?);
-                    let mut file = tokio::fs::File::from_std(file);
+                    let file = file.as_fd().try_clone_to_owned()?;
+                    let mut file = tokio::fs::File::from_std(file.into());
                     file.seek(io::SeekFrom::Start(range.start)).await?;
-                    let (mut file, mut buf) = (file.take(part.len()), vec![0; BUFFER]);
+                    let (mut file, mut buf) = (file.take(part.len()), vec![0; 64 << 10]);
                     while file.limit() > 0 {
                         let n = file.read(&mut buf).await?;
                         if n == 0 {
@@ -120,17 +108,5 @@ impl Output<'_> {
             }
         }
         Ok(())
-    }
-}
-
-async fn drive(sending: &mut Sending<'_, &TcpStream>, patience: Duration) -> io::Result<()> {
-    loop {
-        let before = sending.delivered();
-        // The future that time runs out for leaves the sending whole.
-        match timeout(patience, drive_sending(sending)).await {
-            Ok(result) => return Ok(result.map(drop)?),
-            Err(_) if sending.delivered() > before => {}
-            Err(elapsed) => return Err(elapsed.into()),
-        }
     }
 }

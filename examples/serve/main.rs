@@ -5,10 +5,10 @@
 //! cargo run --release --features tokio --example serve -- --root DIR --listen 127.0.0.1:8080
 //! ```
 //!
-//! HTTP/1.1 as far as files need it: GET and HEAD, one range, conditional requests, connections that
-//! are kept, pipelining. Nothing outside of the directory is served, whatever the path says and
-//! wherever a link leads. The first line on stdout is the address. On SIGTERM or SIGINT it answers
-//! the requests that it has begun to read and exits with 0; a second signal ends it at once.
+//! HTTP/1.1 as far as files need it: GET and HEAD, one range, conditional requests, kept connections,
+//! pipelining. Nothing outside of the directory is served, wherever a path or a link leads. The first
+//! line on stdout is the address. On SIGTERM or SIGINT it answers the requests that it has begun to
+//! read and exits with 0; a second signal ends it at once.
 
 #[path = "../common/accept.rs"]
 mod accept;
@@ -23,6 +23,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Parser, ValueEnum};
+use site::Site;
 use tokio::net::TcpListener;
 
 /// Serves the files below a directory by HTTP.
@@ -46,7 +47,7 @@ struct Args {
           value_parser = clap::value_parser!(u32).range(1..))]
     max_connections: u32,
 
-    /// Ends a connection that asks for nothing, asks for so long, or takes nothing of an answer.
+    /// Ends a connection that has not asked, or has taken nothing of an answer, for so long.
     #[arg(long, value_name = "SECONDS", default_value_t = 15)]
     patience: u64,
 }
@@ -62,21 +63,20 @@ enum Engine {
 // One thread is enough: it only tells the kernel what to send.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let outcome = serve(&Args::parse()).await;
+    let outcome = serve(Args::parse()).await;
     if let Err(e) = &outcome {
         eprintln!("serve: {e}");
     }
     ExitCode::from(u8::from(outcome.is_err()))
 }
 
-async fn serve(args: &Args) -> io::Result<()> {
-    let site = site::Site::new(args);
-    let site = site.map_err(|e| io::Error::other(format!("{}: {e}", args.root.display())))?;
-    let site = Arc::new(site);
+async fn serve(args: Args) -> io::Result<()> {
     let listener = TcpListener::bind(args.listen).await?;
+    let (at_once, site) = (args.max_connections, Site::new(args));
+    let site = Arc::new(site.map_err(|e| io::Error::other(format!("the root: {e}")))?);
     // Whether anybody reads it is not our affair.
     let _ = writeln!(io::stdout(), "http://{}/", listener.local_addr()?);
-    accept::serve(listener, args.max_connections, |client, _, ending| {
+    accept::serve(listener, at_once, |client, _, ending| {
         let connection = connection::serve(Arc::clone(&site), client, ending);
         // What fails here, fails because the client has gone: nobody is left to tell.
         async { drop(connection.await) }

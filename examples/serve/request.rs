@@ -9,9 +9,9 @@ use percent_encoding::percent_decode_str;
 /// The most bytes of a head, and the most fields in it.
 const LARGEST: (usize, usize) = (16 << 10, 64);
 const BAD: &str = "400 Bad Request";
+const LARGE: &str = "431 Request Header Fields Too Large";
 
 pub(crate) struct Request<'b> {
-    /// HEAD, not GET.
     pub(crate) head_only: bool,
     /// Below the root: decoded, and without slashes in front.
     pub(crate) path: Vec<u8>,
@@ -29,16 +29,13 @@ impl<'b> Request<'b> {
         let len = match head.parse(buf) {
             Ok(Status::Complete(len)) => len,
             Ok(Status::Partial) if buf.len() < LARGEST.0 => return Ok(None),
-            Ok(Status::Partial) | Err(Error::TooManyHeaders) => {
-                return Err("431 Request Header Fields Too Large");
-            }
+            Ok(Status::Partial) | Err(Error::TooManyHeaders) => return Err(LARGE),
             Err(_) => return Err(BAD),
         };
-        let head_only = match head.method {
-            Some("GET") => false,
-            Some("HEAD") => true,
-            _ => return Err("405 Method Not Allowed"),
-        };
+        let head_only = head.method == Some("HEAD");
+        if !head_only && head.method != Some("GET") {
+            return Err("405 Method Not Allowed");
+        }
         let (keep, path) = (head.version == Some(1), head.path.and_then(path));
         let (path, hosts) = (path.ok_or(BAD)?, usize::from(keep)..=1);
         let mut request = Self {
@@ -86,8 +83,7 @@ impl<'b> Request<'b> {
             let same = |known: &str| known == "*" || known.trim_start_matches("W/") == tag;
             return self.any("if-none-match", same);
         }
-        let since = self.date("if-modified-since");
-        since.is_some_and(|since| modified <= since)
+        self.date("if-modified-since") >= Some(modified)
     }
 
     /// The range that is asked for, of so many bytes; an empty one where there is no such range.
@@ -97,18 +93,13 @@ impl<'b> Request<'b> {
         if self.head_only || (other && self.date("if-range") != Some(modified)) {
             return None;
         }
-        let (first, last) = self
-            .all("range")
-            .next()?
-            .strip_prefix("bytes=")?
-            .split_once('-')?;
+        let value = self.all("range").next()?;
+        let (first, last) = value.strip_prefix("bytes=")?.split_once('-')?;
         let (start, end) = match (number(first), number(last)) {
             (Some(first), Some(last)) if first <= last => (first, last.saturating_add(1).min(size)),
             (Some(first), None) if last.is_empty() => (first, size),
             // The last so many bytes; an empty file has none to tell of, and goes whole.
-            (None, Some(count)) if first.is_empty() && size > 0 => {
-                (size.saturating_sub(count), size)
-            }
+            (None, Some(len)) if first.is_empty() && size > 0 => (size - size.min(len), size),
             // Malformed, or several: then the whole is a correct answer.
             _ => return None,
         };
@@ -129,8 +120,7 @@ fn path(target: &str) -> Option<Vec<u8>> {
         Some((_, rest)) if !path.starts_with('/') => rest.split_once('/').map_or("", |it| it.1),
         _ => path.strip_prefix('/')?,
     };
-    let decoded: Vec<u8> = percent_decode_str(path)
-        .skip_while(|byte| *byte == b'/')
-        .collect();
+    let decoded = percent_decode_str(path).skip_while(|byte| *byte == b'/');
+    let decoded: Vec<u8> = decoded.collect();
     (!decoded.contains(&0)).then_some(decoded)
 }

@@ -1,7 +1,6 @@
 //! What lies below the root and nothing else, as answers. The kernel resolves each path with
 //! `RESOLVE_BENEATH`, which neither `..` nor a link leads out of.
 
-use std::fmt::Write;
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -16,19 +15,13 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use tokio::task::spawn_blocking;
 use zcio::Message;
 
+use crate::Args;
 use crate::request::Request;
-use crate::{Args, Engine};
 
 /// `RESOLVE_CACHED` (Linux 5.12): EAGAIN where the disk would have to be waited for.
 const CACHED: ResolveFlag = ResolveFlag::from_bits_retain(0x20);
 /// What is encoded in a link.
-const ODD: &AsciiSet = &NON_ALPHANUMERIC
-    .remove(b'-')
-    .remove(b'.')
-    .remove(b'_')
-    .remove(b'/');
-/// The end of the year 9999, the last that a date can tell.
-const LAST: i64 = 253_402_300_799;
+const ODD: &AsciiSet = &NON_ALPHANUMERIC.remove(b'.').remove(b'/');
 
 /// A status, the fields that this answer alone has, a line each, and a body.
 pub(crate) struct Reply(&'static str, String, Message<'static>);
@@ -51,27 +44,19 @@ impl Reply {
         );
         // That of a 304 would be the file's, which does not follow.
         if !status.starts_with("304") {
-            let _ = write!(head, "Content-Length: {len}\r\n");
+            head += &format!("Content-Length: {len}\r\n");
         }
         let head = Message::new().bytes(head + "\r\n");
         if head_only { head } else { head.chain(body) }
     }
 }
 
-pub(crate) struct Site {
-    root: File,
-    pub(crate) engine: Engine,
-    pub(crate) patience: Duration,
-}
+/// The root, open, and what the caller wants.
+pub(crate) struct Site(File, pub(crate) Args);
 
 impl Site {
-    pub(crate) fn new(args: &Args) -> io::Result<Self> {
-        let (root, patience) = (File::open(&args.root)?, Duration::from_secs(args.patience));
-        let site = Self {
-            root,
-            engine: args.engine,
-            patience,
-        };
+    pub(crate) fn new(args: Args) -> io::Result<Self> {
+        let site = Self(File::open(&args.root)?, args);
         // A kernel or a sandbox without openat2(2) says so now.
         site.resolve(b"./", ResolveFlag::empty())?;
         Ok(site)
@@ -84,7 +69,6 @@ impl Site {
                 Errno::ENOENT | Errno::ENOTDIR | Errno::ENAMETOOLONG => "404 Not Found",
                 // EXDEV: it leads out of the root.
                 Errno::EACCES | Errno::EPERM | Errno::EXDEV | Errno::ELOOP => "403 Forbidden",
-                Errno::EMFILE | Errno::ENFILE | Errno::EAGAIN => "503 Service Unavailable",
                 _ => "500 Internal Server Error",
             };
             Reply::status(status, "Cache-Control: no-store")
@@ -106,8 +90,8 @@ impl Site {
         match self.open(&index).await {
             Ok((file, meta)) => answer(request, &index, file, &meta),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                let title = format!("/{}", String::from_utf8_lossy(path));
-                let page = spawn_blocking(move || listing(&title, file)).await??;
+                let path = path.clone();
+                let page = spawn_blocking(move || listing(&path, file)).await??;
                 let kind = "Content-Type: text/html; charset=utf-8\r\n".to_owned();
                 Ok(Reply("200 OK", kind, Message::new().bytes(page)))
             }
@@ -124,8 +108,7 @@ impl Site {
             }
             done => done?,
         };
-        let meta = file.metadata()?;
-        Ok((file, meta))
+        file.metadata().map(|meta| (file, meta))
     }
 
     fn resolve(&self, path: &[u8], flags: ResolveFlag) -> nix::Result<File> {
@@ -133,12 +116,8 @@ impl Site {
         // A FIFO is not waited for, and a terminal not taken over.
         let open = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
         let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS | flags;
-        openat2(
-            &self.root,
-            path,
-            OpenHow::new().flags(open).resolve(resolve),
-        )
-        .map(File::from)
+        let how = OpenHow::new().flags(open).resolve(resolve);
+        openat2(&self.0, path, how).map(File::from)
     }
 }
 
@@ -148,27 +127,19 @@ fn answer(request: &Request<'_>, path: &[u8], file: File, meta: &Metadata) -> io
         return Err(Errno::EACCES.into());
     }
     let (size, inode) = (meta.len(), meta.ino());
-    let (seconds, nanos) = (meta.mtime().clamp(0, LAST), meta.mtime_nsec());
+    // Up to the end of the year 9999, the last that a date can tell.
+    let (seconds, nanos) = (meta.mtime().clamp(0, 253_402_300_799), meta.mtime_nsec());
     let modified = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.unsigned_abs());
     let tag = format!("\"{inode:x}-{size:x}-{seconds:x}.{nanos:x}\"");
-    let mut fields = format!(
-        "ETag: {tag}\r\nLast-Modified: {}\r\n",
-        fmt_http_date(modified)
-    );
+    let date = fmt_http_date(modified);
+    let mut fields = format!("ETag: {tag}\r\nLast-Modified: {date}\r\n");
     if request.has(&tag, modified) {
         return Ok(Reply("304 Not Modified", fields, Message::new()));
     }
     let kind = mime_guess::from_path(&*String::from_utf8_lossy(path));
     let kind = kind.first_raw().unwrap_or("application/octet-stream");
-    let charset = if kind.starts_with("text/") {
-        "; charset=utf-8"
-    } else {
-        ""
-    };
-    let _ = write!(
-        fields,
-        "Accept-Ranges: bytes\r\nContent-Type: {kind}{charset}\r\n"
-    );
+    let charset = ["", "; charset=utf-8"][usize::from(kind.starts_with("text/"))];
+    fields += &format!("Content-Type: {kind}{charset}\r\nAccept-Ranges: bytes\r\n");
     let Some(range) = request.range(size, &tag, modified) else {
         return Ok(Reply("200 OK", fields, Message::new().file(file, 0..size)));
     };
@@ -177,38 +148,30 @@ fn answer(request: &Request<'_>, path: &[u8], file: File, meta: &Metadata) -> io
         return Ok(Reply::status("416 Range Not Satisfiable", &field));
     }
     let (first, last) = (range.start, range.end - 1);
-    let _ = write!(fields, "Content-Range: bytes {first}-{last}/{size}\r\n");
-    Ok(Reply(
-        "206 Partial Content",
-        fields,
-        Message::new().file(file, range),
-    ))
+    fields += &format!("Content-Range: bytes {first}-{last}/{size}\r\n");
+    let part = Message::new().file(file, range);
+    Ok(Reply("206 Partial Content", fields, part))
 }
 
 /// A page with the names in a directory.
-fn listing(title: &str, dir: File) -> io::Result<String> {
-    let mut names = Vec::new();
+fn listing(path: &[u8], dir: File) -> io::Result<String> {
+    let mut links = Vec::new();
     for entry in Dir::from_fd(dir.into())?.iter() {
         let entry = entry?;
         let mut name = entry.file_name().to_bytes().to_vec();
-        if entry.file_type() == Some(Type::Directory) {
-            name.push(b'/');
-        }
-        if name != b"./" && (name != b"../" || title != "/") {
-            names.push(name);
-        }
+        name.extend((entry.file_type() == Some(Type::Directory)).then_some(b'/'));
+        let (link, text) = (percent_encode(&name, ODD), escaped(&name));
+        links.push(format!("<li><a href=\"{link}\">{text}</a>\n"));
     }
-    names.sort();
-    let title = escaped(title);
-    let mut page = format!("<!DOCTYPE html>\n<title>{title}</title>\n<h1>{title}</h1>\n<ul>\n");
-    for name in names {
-        let (link, text) = (percent_encode(&name, ODD), String::from_utf8_lossy(&name));
-        let _ = writeln!(page, "<li><a href=\"{link}\">{}</a>", escaped(&text));
-    }
-    Ok(page + "</ul>\n")
+    links.sort();
+    let (title, links) = (escaped(path), links.concat());
+    Ok(format!(
+        "<!DOCTYPE html>\n<title>/{title}</title>\n<h1>/{title}</h1>\n<ul>\n{links}</ul>\n"
+    ))
 }
 
-fn escaped(text: &str) -> String {
-    let text = text.replace('&', "&amp;").replace('<', "&lt;");
-    text.replace('>', "&gt;").replace('"', "&quot;")
+fn escaped(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text).replace('&', "&amp;");
+    let text = text.replace('<', "&lt;").replace('>', "&gt;");
+    text.replace('"', "&quot;")
 }
