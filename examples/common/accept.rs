@@ -1,4 +1,4 @@
-//! The accept loop of the servers among the examples.
+//! A server's accept loop, for examples.
 //!
 //! On SIGTERM or SIGINT it accepts no more connections, lets those under way come to their end, and
 //! returns; a second signal ends it at once.
