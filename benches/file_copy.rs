@@ -51,6 +51,7 @@ fn main() -> io::Result<()> {
             let (src, dst) = (dir.path().join("src"), dir.path().join("dst"));
             fill(&mut File::create(&src)?, bytes);
             rows.extend(copies(&name, bytes, args.rounds(15), &src, &dst)?);
+            args.write(&rows);
         }
     }
     let name = "sharing a file's extents on XFS";
@@ -60,7 +61,7 @@ fn main() -> io::Result<()> {
             Err(e) => println!("\nSKIPPED {name}: {e}"),
         }
     }
-    args.write(rows);
+    args.write(&rows);
     Ok(())
 }
 

@@ -53,8 +53,8 @@ fn main() {
         });
         let name = format!("message, header and {} of a file", size(len));
         rows.push(judge(&name, bytes, &ways, &[]));
+        args.write(&rows);
     }
-    args.write(rows);
 }
 
 fn by_message(src: &File, at: u64, len: u64, dst: &File) {

@@ -60,9 +60,9 @@ fn main() {
             );
             rows.push(cell.json(&pair, bytes, &ways, bytes * transfers));
         }
+        args.write(&rows);
     }
     summary(&rows);
-    args.write(rows);
 }
 
 fn pairs() -> impl Iterator<Item = (End, End)> {

@@ -10,6 +10,7 @@ use std::fs::File;
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::OwnedFd;
 
+use support::awaiting;
 use support::bare::{self, Loop};
 use support::{End, Link, MIB, Way, judge, runtime, take_turns};
 
@@ -46,8 +47,8 @@ fn main() {
             link.run_to_the_end(bytes, |a, b| work(a, b, bytes))
         });
         rows.push(judge(name, bytes, &ways, &bounds));
+        args.write(&rows);
     }
-    args.write(rows);
 }
 
 /// A link's descriptor as the socket that it is.
@@ -77,14 +78,7 @@ fn on_runtime(
     b: &File,
     relay: impl AsyncFnOnce(&mut tokio::net::TcpStream, &mut tokio::net::TcpStream) -> u64,
 ) -> u64 {
-    runtime().block_on(async {
-        let awaiting = |file| {
-            let socket = socket(file);
-            socket.set_nonblocking(true).expect("O_NONBLOCK");
-            tokio::net::TcpStream::from_std(socket).expect("a runtime")
-        };
-        relay(&mut awaiting(a), &mut awaiting(b)).await
-    })
+    runtime().block_on(async { relay(&mut awaiting::tcp(a), &mut awaiting::tcp(b)).await })
 }
 
 fn by_relay(a: &File, b: &File, _: u64) -> u64 {

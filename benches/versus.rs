@@ -1,5 +1,5 @@
 //! `transfer` against the loop that a user would write over the best bare call, against
-//! `std::io::copy`, and (with the feature `tokio`) its awaiting form against `tokio::io::copy`.
+//! `std::io::copy`, and its awaiting form against `tokio::io::copy`.
 //!
 //! `cargo bench --features tokio --bench versus -- [--quick] [--rounds N] [--json FILE] [PAIR...]`
 
@@ -7,6 +7,7 @@ mod support;
 
 use std::fs::File;
 
+use support::awaiting;
 use support::bare::{self, Loop};
 use support::{End, Link, MIB, Way, judge, take_turns};
 
@@ -125,56 +126,29 @@ fn main() {
             link.run(bytes, |src, dst| work(src, dst, bytes))
         });
         rows.push(judge(line.name, bytes, &ways, line.bounds));
+        args.write(&rows);
     };
     for line in lines() {
         run(line, ("zcio", by_transfer));
     }
-    #[cfg(feature = "tokio")]
-    {
-        let line = Line {
-            name: "file -> TCP, awaiting",
-            from: End::File,
-            to: End::Tcp,
-            ways: vec![("tokio::io::copy", awaiting::by_tokio_copy)],
-            bounds: &[("tokio::io::copy", 0.10)],
-        };
-        run(line, ("zcio::tokio", awaiting::by_transfer));
-    }
-    args.write(rows);
+    let line = Line {
+        name: "file -> TCP, awaiting",
+        from: End::File,
+        to: End::Tcp,
+        ways: vec![("tokio::io::copy", by_tokio_copy)],
+        bounds: &[("tokio::io::copy", 0.10)],
+    };
+    run(line, ("zcio::tokio", by_awaiting));
 }
 
-#[cfg(feature = "tokio")]
-mod awaiting {
-    use std::fs::File;
-    use std::net::TcpStream;
-    use std::os::fd::OwnedFd;
+fn by_awaiting(src: &File, dst: &File, len: u64) -> u64 {
+    support::runtime().block_on(async {
+        let src = src.try_clone().expect("the source, again");
+        let report = zcio::tokio::transfer(&src, &awaiting::tcp(dst), len).await;
+        report.expect("a pair that serves").bytes
+    })
+}
 
-    use tokio::io::AsyncReadExt;
-
-    use crate::support::runtime;
-
-    /// The same connection for a runtime, which wants it non-blocking.
-    fn socket(file: &File) -> tokio::net::TcpStream {
-        let fd: OwnedFd = file.try_clone().expect("the socket, again").into();
-        let socket = TcpStream::from(fd);
-        socket.set_nonblocking(true).expect("O_NONBLOCK");
-        tokio::net::TcpStream::from_std(socket).expect("a runtime")
-    }
-
-    pub(crate) fn by_transfer(src: &File, dst: &File, len: u64) -> u64 {
-        runtime().block_on(async {
-            let (src, dst) = (src.try_clone().expect("the source, again"), socket(dst));
-            let report = zcio::tokio::transfer(&src, &dst, len).await;
-            report.expect("a pair that serves").bytes
-        })
-    }
-
-    pub(crate) fn by_tokio_copy(src: &File, dst: &File, len: u64) -> u64 {
-        runtime().block_on(async {
-            let src = src.try_clone().expect("the source, again");
-            let mut src = tokio::fs::File::from_std(src).take(len);
-            let moved = tokio::io::copy(&mut src, &mut socket(dst)).await;
-            moved.expect("tokio::io::copy")
-        })
-    }
+fn by_tokio_copy(src: &File, dst: &File, len: u64) -> u64 {
+    awaiting::by_tokio_copy(End::File, End::Tcp, src, dst, len)
 }

@@ -155,7 +155,12 @@ impl TransferOptions {
     /// # Errors
     /// As [`Probe::new`].
     pub fn probe<S: AsFd, D: AsFd>(&self, src: S, dst: D) -> io::Result<Probe> {
-        Ok(Probe::with(src.as_fd(), dst.as_fd(), &self.plan.wishes)?)
+        Ok(Probe::with(
+            src.as_fd(),
+            dst.as_fd(),
+            &self.plan.wishes,
+            u64::MAX,
+        )?)
     }
 }
 

@@ -14,122 +14,49 @@ use crate::policy::{Cache, Consistency, Reflink};
 
 use Backend::{CopyFileRange, Direct, Mmap, ReadWrite, Sendfile, Splice};
 
-/// The order in which the backends are tried for a kind of pair, best first: what measuring said,
-/// see `docs/backends.md`. All seven stand in each row; the verdicts take out what does not serve.
-/// The first row that holds both kinds counts.
-const PREFERENCE: [(&[Kind], &[Kind], [Backend; 7]); 7] = {
+/// The order in which the backends are tried for a kind of pair, best first: what measuring said
+/// (`cargo bench --bench regret`), see `docs/backends.md`. All seven stand in each row; the verdicts
+/// take out what does not serve. The first row counts that holds both kinds and whose bound, in bytes,
+/// is above what the transfer is expected to move.
+const PREFERENCE: [(&[Kind], &[Kind], u64, [Backend; 7]); 11] = {
     use Kind::{BlockDevice, CharDevice, File, Generated, Pipe, Stream, Tcp, Unix};
-    const CLONE: Backend = Backend::Reflink;
-    const ANY: &[Kind] = &[
-        File,
-        Generated,
-        BlockDevice,
-        CharDevice,
-        Pipe,
-        Tcp,
-        Unix,
-        Stream,
-    ];
+    const FILES: &[Kind] = &[File, BlockDevice];
+    const SOCKETS: &[Kind] = &[Tcp, Unix, Stream];
+    #[rustfmt::skip]
+    const ANY: &[Kind] = &[File, Generated, BlockDevice, CharDevice, Pipe, Tcp, Unix, Stream];
+    const C: Backend = CopyFileRange;
+    const S: Backend = Sendfile;
+    const P: Backend = Splice;
+    const M: Backend = Mmap;
+    const W: Backend = ReadWrite;
+    /// What shares extents, and what was asked for, goes first anywhere.
+    const fn row(rest: [Backend; 5]) -> [Backend; 7] {
+        let [a, b, c, d, e] = rest;
+        [Backend::Reflink, Direct, a, b, c, d, e]
+    }
     [
-        // Each destination page is filled by a copy whatever the call, and the largest buffer
-        // makes the fewest detours. What shares extents goes first.
-        (
-            &[File, BlockDevice],
-            &[File, BlockDevice],
-            [
-                CLONE,
-                Direct,
-                ReadWrite,
-                Splice,
-                CopyFileRange,
-                Sendfile,
-                Mmap,
-            ],
-        ),
-        // One call, into the caller's own pipe.
-        (
-            &[File, BlockDevice],
-            &[Pipe],
-            [
-                CLONE,
-                Direct,
-                Sendfile,
-                Splice,
-                Mmap,
-                ReadWrite,
-                CopyFileRange,
-            ],
-        ),
-        (
-            &[File, BlockDevice],
-            &[Tcp, Stream],
-            [
-                CLONE,
-                Direct,
-                Sendfile,
-                Splice,
-                Mmap,
-                ReadWrite,
-                CopyFileRange,
-            ],
-        ),
-        // A UNIX socket takes what one pipe of 64 KiB holds as one piece.
-        (
-            &[File, BlockDevice],
-            &[Unix],
-            [
-                CLONE,
-                Direct,
-                Splice,
-                Sendfile,
-                Mmap,
-                ReadWrite,
-                CopyFileRange,
-            ],
-        ),
-        // From a socket into a file, the page is filled by a copy, and the smaller pipe costs
-        // more calls than the buffer.
-        (
-            &[Tcp, Unix, Stream],
-            &[File, BlockDevice],
-            [
-                CLONE,
-                Direct,
-                ReadWrite,
-                Splice,
-                Sendfile,
-                CopyFileRange,
-                Mmap,
-            ],
-        ),
-        (
-            &[Pipe, Tcp, Unix, Stream],
-            ANY,
-            [
-                CLONE,
-                Direct,
-                Splice,
-                Sendfile,
-                ReadWrite,
-                CopyFileRange,
-                Mmap,
-            ],
-        ),
-        (
-            ANY,
-            ANY,
-            [
-                CLONE,
-                Direct,
-                ReadWrite,
-                Sendfile,
-                Splice,
-                Mmap,
-                CopyFileRange,
-            ],
-        ),
+        // Each page of the destination is filled by a copy whatever the call. One call does for a
+        // few; in quantity, a large piece at a time is what counts, since it fills large folios.
+        (FILES, FILES, MIB / 4, row([C, S, W, P, M])),
+        (FILES, FILES, ALL, row([P, W, S, C, M])),
+        // The pages themselves travel, by one call each piece.
+        (FILES, &[Pipe, Tcp, Unix, Stream], ALL, row([S, P, M, W, C])),
+        // Into a file and between sockets, a pipe has to be made: 4 calls.
+        (SOCKETS, FILES, MIB / 2, row([W, P, S, C, M])),
+        (SOCKETS, FILES, ALL, row([P, W, S, C, M])),
+        // What a UNIX socket holds lies in pieces that TCP takes one by one.
+        (&[Unix], &[Tcp, Stream], ALL, row([W, P, S, C, M])),
+        (SOCKETS, &[Tcp, Stream], MIB, row([W, P, S, C, M])),
+        (SOCKETS, &[Unix], MIB / 8, row([W, P, S, C, M])),
+        (SOCKETS, ANY, ALL, row([P, S, W, C, M])),
+        (&[Pipe], ANY, ALL, row([P, S, W, C, M])),
+        (ANY, ANY, ALL, row([W, S, P, M, C])),
     ]
 };
+
+const MIB: u64 = 1 << 20;
+/// However many bytes.
+const ALL: u64 = u64::MAX;
 
 /// Behind a network, the call that lets the server copy goes before any that fetches the bytes.
 const REMOTE: [Backend; 7] = [
@@ -176,13 +103,24 @@ impl Probe {
     /// a datagram socket or an anonymous inode, that is not open for reading or writing as its
     /// side needs, or that is closed. As [`io::Error`], with an [`Error`] inside.
     pub fn new<S: AsFd, D: AsFd>(src: S, dst: D) -> io::Result<Self> {
-        Ok(Self::with(src.as_fd(), dst.as_fd(), &Wishes::default())?)
+        Ok(Self::with(
+            src.as_fd(),
+            dst.as_fd(),
+            &Wishes::default(),
+            ALL,
+        )?)
     }
 
-    pub(crate) fn with(src: BorrowedFd<'_>, dst: BorrowedFd<'_>, wishes: &Wishes) -> Result<Self> {
+    /// Probes a pair for a transfer of up to `len` bytes.
+    pub(crate) fn with(
+        src: BorrowedFd<'_>,
+        dst: BorrowedFd<'_>,
+        wishes: &Wishes,
+        len: u64,
+    ) -> Result<Self> {
         let src_facts = look(src, Side::Source, wishes.src_offset)?;
         let dst_facts = look(dst, Side::Destination, wishes.dst_offset)?;
-        Ok(Self::of((src, src_facts), (dst, dst_facts), wishes))
+        Ok(Self::of((src, src_facts), (dst, dst_facts), wishes, len))
     }
 
     /// Of a pair that has been looked at.
@@ -190,6 +128,7 @@ impl Probe {
         (src, mut src_facts): (BorrowedFd<'_>, Facts),
         (dst, mut dst_facts): (BorrowedFd<'_>, Facts),
         wishes: &Wishes,
+        len: u64,
     ) -> Self {
         Facts::complete((src, &mut src_facts), (dst, &mut dst_facts));
         let direct = wishes.cache == Cache::Bypass
@@ -211,7 +150,7 @@ impl Probe {
             wishes.allow(backend, &src_facts, &dst_facts, direct)?;
             backend.assess(&ends.0, &ends.1)
         });
-        let order = order(&src_facts, &dst_facts);
+        let order = order(&src_facts, &dst_facts, wishes.cache, len);
         let wanted = wishes.wanted().unwrap_or(ReadWrite);
         Self {
             src: src_facts,
@@ -313,14 +252,29 @@ fn why(backend: Backend, src: Kind, dst: Kind) -> &'static str {
     }
 }
 
-fn order(src: &Facts, dst: &Facts) -> [Backend; Backend::ALL.len()] {
+fn order(src: &Facts, dst: &Facts, cache: Cache, len: u64) -> [Backend; Backend::ALL.len()] {
+    let mut order = order_by_kind(src, dst, len);
+    // Only read/write can leave nothing in the page cache by itself (RWF_DONTCACHE).
+    if cache == Cache::DropBehind && dst.kind().is_cached() {
+        let at = order.iter().position(|b| *b == ReadWrite).unwrap_or(2);
+        order[2..=at].rotate_right(1);
+    }
+    order
+}
+
+fn order_by_kind(src: &Facts, dst: &Facts, len: u64) -> [Backend; Backend::ALL.len()] {
     if src.is_remote() && dst.is_remote() {
         return REMOTE;
     }
-    let row = PREFERENCE
-        .iter()
-        .find(|(from, to, _)| from.contains(&src.kind()) && to.contains(&dst.kind()));
-    row.map_or(REMOTE, |(_, _, order)| *order)
+    let expected = match src.kind() {
+        Kind::File => len.min(src.size_hint()),
+        _ => len,
+    };
+    let row = PREFERENCE.iter().find(|(from, to, below, _)| {
+        let few = expected < *below || *below == ALL;
+        few && from.contains(&src.kind()) && to.contains(&dst.kind())
+    });
+    row.map_or(REMOTE, |(.., order)| *order)
 }
 
 /// Looks at one side, and refuses what no backend can serve.

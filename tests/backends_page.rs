@@ -14,8 +14,9 @@ use common::{make, skipped, within};
 use nix::fcntl::OFlag;
 use zcio::{Backend, Consistency, Probe, TransferOptions, Unfit};
 
-const SOURCES: [&str; 8] = [
+const SOURCES: [&str; 9] = [
     "file",
+    "file below 256 KiB",
     "file with O_DIRECT",
     "generated file",
     "block device",
@@ -103,7 +104,12 @@ fn pair(source: &str, destination: &str) -> io::Result<(OwnedFd, OwnedFd, Vec<Ow
     };
     let mut behind = Vec::new();
     let src = match source {
-        "file" => base()?.into(),
+        "file" => {
+            let file = base()?;
+            file.set_len(1 << 20)?;
+            file.into()
+        }
+        "file below 256 KiB" => base()?.into(),
         "file with O_DIRECT" => make::reopen(base()?, OFlag::O_RDWR | OFlag::O_DIRECT)?,
         "generated file" => make::open("/proc/version", libc::O_RDONLY)?,
         "block device" => block_device()?.into(),

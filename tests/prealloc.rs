@@ -49,7 +49,8 @@ fn owned(file: &File) -> u64 {
 }
 
 /// The backends that fill allocated blocks.
-const FILLERS: [Backend; 4] = [
+const FILLERS: [Backend; 5] = [
+    Backend::CopyFileRange,
     Backend::ReadWrite,
     Backend::Splice,
     Backend::Sendfile,

@@ -54,13 +54,13 @@ impl Args {
 
     /// Writes rows, each with a `name`, to the file that was asked for. Rows of other names that it
     /// has from an earlier run stay.
-    pub(crate) fn write(&self, rows: Vec<Value>) {
+    pub(crate) fn write(&self, rows: &[Value]) {
         let Some(path) = &self.json else { return };
         let mut all: Vec<Value> = read(path)
             .into_iter()
             .filter(|old| rows.iter().all(|new| new["name"] != old["name"]))
             .collect();
-        all.extend(rows);
+        all.extend_from_slice(rows);
         // A row a line: short, and a later run's differences can be read.
         let rows: Vec<String> = all.iter().map(Value::to_string).collect();
         let text = format!(

@@ -137,6 +137,35 @@ impl Link {
         self.measure(bytes, drained, work)
     }
 
+    /// What so many runs take. They follow one another at once, unless a file has to start anew.
+    pub(crate) fn run_each(
+        &mut self,
+        bytes: u64,
+        rounds: u64,
+        work: impl Fn(&File, &File) -> u64,
+    ) -> Cost {
+        if self.to == End::File || self.cold {
+            let mut total = Cost::default();
+            for _ in 0..rounds {
+                let cost = self.run(bytes, &work);
+                total.cpu += cost.cpu;
+                total.time += cost.time;
+            }
+            return total;
+        }
+        let rewinds = self.from == End::File;
+        self.run(bytes * rounds, |mut src, dst| {
+            let mut moved = 0;
+            for _ in 0..rounds {
+                if rewinds {
+                    src.rewind().expect("the source rewinds");
+                }
+                moved += work(src, dst);
+            }
+            moved
+        })
+    }
+
     /// As [`run`](Self::run), but the source ends after `bytes` bytes, and both connections are
     /// closed at the end. Once a link.
     pub(crate) fn run_to_the_end(

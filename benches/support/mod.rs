@@ -3,6 +3,7 @@
 #![allow(dead_code, unused_imports, reason = "each bench uses a part")]
 
 pub(crate) mod args;
+pub(crate) mod awaiting;
 pub(crate) mod bare;
 pub(crate) mod clock;
 pub(crate) mod contest;
@@ -11,6 +12,7 @@ pub(crate) mod peer;
 pub(crate) mod stats;
 
 pub(crate) use args::{Args, machine};
+pub(crate) use awaiting::runtime;
 pub(crate) use clock::Cost;
 pub(crate) use contest::judge;
 pub(crate) use link::{End, Link, fill, source};
@@ -36,12 +38,4 @@ pub(crate) fn begin() -> Args {
     peer::serve_if_asked();
     clock::pin(clock::OURS);
     Args::parse()
-}
-
-/// A runtime on this thread alone, as cheap as tokio has it.
-pub(crate) fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime")
 }

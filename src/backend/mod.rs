@@ -280,9 +280,6 @@ pub enum Unfit {
     /// No pipe is to be had, or only one so small that read/write is cheaper.
     #[error("no pipe of a useful size is to be had")]
     SmallPipe,
-    /// There are too few bytes to pay for setting it up.
-    #[error("too few bytes to pay for setting it up")]
-    Few,
     /// It reported the end although read(2) found more.
     #[error("it found no bytes where read(2) found some")]
     FalseEnd,

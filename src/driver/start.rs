@@ -26,7 +26,7 @@ impl Driver {
         len: u64,
     ) -> Result<Self> {
         let before = call::made();
-        let probe = Probe::with(src, dst, &plan.wishes)?;
+        let probe = Probe::with(src, dst, &plan.wishes, len)?;
         let mut driver = Self::probed(plan, &probe, src, dst, len)?;
         driver.syscalls = call::made() - before;
         Ok(driver)
@@ -76,7 +76,7 @@ impl Driver {
     ) -> Result<Self> {
         let before = call::made();
         let wishes = Wishes::default();
-        let probe = Probe::with(src, dst, &wishes)?;
+        let probe = Probe::with(src, dst, &wishes, len)?;
         let ends = (
             Endpoint::new(src, probe.src(), None),
             Endpoint::new(dst, probe.dst(), None),

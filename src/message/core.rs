@@ -281,7 +281,7 @@ impl<'a> Core<'a> {
             _ => probe::look(src, Side::Source, None)?,
         };
         probe::check(Side::Source, &facts, plan.wishes.src_offset)?;
-        let probe = Probe::of((src, facts), (dst, self.facts), &plan.wishes);
+        let probe = Probe::of((src, facts), (dst, self.facts), &plan.wishes, len);
         self.known = Some((src.as_raw_fd(), *probe.src()));
         let mut driver = Driver::probed(&plan, &probe, src, dst, len)?;
         driver.be_fair();

@@ -11,7 +11,7 @@ use nix::unistd::pipe2;
 use super::call::{read, retry};
 
 /// What a pipe holds when nobody asked for more: 16 slots of a page.
-pub(crate) const DEFAULT_CAPACITY: usize = 64 << 10;
+const DEFAULT_CAPACITY: usize = 64 << 10;
 
 /// A pipe of our own. Dropped, it takes what it still holds with it; it is never handed on.
 #[derive(Debug)]

@@ -17,6 +17,8 @@ pub(crate) enum Site {
     /// pread(2): a small file, or a large one by read/write.
     Pread,
     Sendfile,
+    /// copy_file_range(2).
+    Range,
     /// splice(2) from a file into a pipe.
     SpliceIn,
     /// splice(2) from a pipe of its own to the destination.
@@ -32,10 +34,11 @@ pub(crate) enum Site {
 
 impl Site {
     /// Those that are made to fail.
-    pub(crate) const ALL: [Site; 7] = [
+    pub(crate) const ALL: [Site; 8] = [
         Site::Gather,
         Site::Pread,
         Site::Sendfile,
+        Site::Range,
         Site::SpliceIn,
         Site::SpliceOut,
         Site::Write,
@@ -46,7 +49,7 @@ impl Site {
     fn delivers(self) -> bool {
         matches!(
             self,
-            Site::Gather | Site::Sendfile | Site::SpliceOut | Site::Write
+            Site::Gather | Site::Sendfile | Site::Range | Site::SpliceOut | Site::Write
         )
     }
 }
@@ -80,6 +83,8 @@ pub(crate) struct Stage<'a> {
     pub(crate) taker: Option<&'a mut Taker>,
     /// One answer: at the so-many-th call of a site, from 1.
     pub(crate) fault: Option<(Site, usize, Answer)>,
+    /// What this kernel does not have.
+    pub(crate) lacks: Option<Site>,
     /// The destination takes so many bytes more, and then answers this errno.
     pub(crate) room: Option<(u64, c_int)>,
     /// What becomes of a notification on the error queue, once taken off it.
@@ -103,6 +108,8 @@ impl Stage<'_> {
     fn planned(&self, site: Site) -> Option<Answer> {
         let at = self.seen(site) + 1;
         let fault = self.fault.filter(|(s, k, _)| *s == site && *k == at);
+        let lacking = self.lacks.filter(|lacks| *lacks == site);
+        let lacking = lacking.map(|_| Answer::Errno(libc::EINVAL));
         let quiet = self.reap_nothing && site == Site::Reap;
         let quiet = quiet.then_some(Answer::Errno(libc::EAGAIN));
         let full =
@@ -112,7 +119,10 @@ impl Stage<'_> {
                     left => Answer::AtMost(left),
                 }
             });
-        fault.map(|(_, _, answer)| answer).or(full).or(quiet)
+        lacking
+            .or(fault.map(|(_, _, answer)| answer))
+            .or(full)
+            .or(quiet)
     }
 }
 
@@ -121,6 +131,7 @@ fn site(nr: c_long, args: &[usize; 6]) -> Option<Site> {
         libc::SYS_sendmsg | libc::SYS_writev => Site::Gather,
         libc::SYS_pread64 => Site::Pread,
         libc::SYS_sendfile => Site::Sendfile,
+        libc::SYS_copy_file_range => Site::Range,
         // Files are read by offset.
         libc::SYS_splice if args[1] != 0 => Site::SpliceIn,
         libc::SYS_splice => Site::SpliceOut,
@@ -176,7 +187,7 @@ fn shortened(
     fewer: impl Fn(usize) -> usize,
 ) -> interpose::Answer {
     let count = match nr {
-        libc::SYS_splice => &mut args[4],
+        libc::SYS_splice | libc::SYS_copy_file_range => &mut args[4],
         libc::SYS_sendfile => &mut args[3],
         libc::SYS_pread64 | libc::SYS_write => &mut args[2],
         libc::SYS_writev => {
