@@ -146,11 +146,13 @@ fn no_mechanism_knows_another() {
         .iter()
         .filter(|(file, _)| file.starts_with("backend/") && *file != "backend/mod.rs")
         .collect();
-    assert_eq!(mechanisms.len(), 7, "{mechanisms:?}");
+    // A mechanism's parts, in a directory of its name, are held to the same.
     let modules: Vec<&str> = mechanisms
         .iter()
         .map(|(file, _)| &file["backend/".len()..file.len() - 3])
+        .filter(|module| !module.contains('/'))
         .collect();
+    assert_eq!(modules.len(), 7, "{modules:?}");
     let types = [
         "Reflink",
         "CopyFileRange",

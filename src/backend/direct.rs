@@ -8,27 +8,36 @@
 //! file description, which others may share, so the caller's is never touched. What does not fill
 //! an aligned block at either end of the destination goes through the page cache. That the kernel
 //! accepted it proves nothing: Btrfs, tmpfs and FUSE take O_DIRECT, and may buffer all the same.
+//!
+//! From 8 MiB on, a file is read ahead of where it is written, so that the device always has something
+//! to do: see `ahead`. A step then lasts for up to 256 MiB, unless the chunk size is less. One thing at
+//! a time happens below that, to and from a stream that must not be waited for, from a source that is
+//! no file with O_DIRECT, and where source and destination lie differently within their blocks.
+
+mod ahead;
+mod overlap;
+#[cfg(feature = "io-uring")]
+mod ring;
+mod sides;
 
 use std::io;
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use bytes::{BufMut, BytesMut};
-use nix::fcntl::OFlag;
 
 use super::{Backend, Endpoint, Fault, Kind, Side, Step, Unfit, ZeroCopyTransfer};
 use crate::sys::errno::{self, Call};
 use crate::sys::{AlignedBuf, call};
+
+use ahead::Ahead;
+use sides::{PAGE, Sides};
 
 /// The most that one call moves. Larger ones gained nothing on the devices we measured.
 const BUFFER: usize = 4 << 20;
 
 /// The most that one call reads from a generated file, which the kernel makes in memory first.
 const GENERATED: usize = 256 << 10;
-
-/// No alignment below this is used, so that no page is written both ways.
-const PAGE: usize = 4096;
 
 /// O_DIRECT through aligned buffers.
 #[derive(Debug)]
@@ -41,46 +50,11 @@ pub struct Direct {
     held: Range<usize>,
     /// The source had no more bytes while some were held.
     drained: bool,
-}
-
-/// How each side is reached.
-#[derive(Debug)]
-struct Sides {
-    src: Way,
-    dst: Way,
-    align: usize,
-}
-
-#[derive(Debug)]
-enum Way {
-    /// Not a file, or one that does not take O_DIRECT: the caller's descriptor, as it is.
-    Plain,
-    /// The caller's descriptor has O_DIRECT; where the side is written, ours has not.
-    Callers(Option<OwnedFd>),
-    /// Ours has O_DIRECT; the caller's has not.
-    Ours(OwnedFd),
-}
-
-impl Way {
-    fn is_direct(&self) -> bool {
-        !matches!(self, Way::Plain)
-    }
-
-    /// The descriptor for aligned blocks.
-    fn direct<'a>(&'a self, end: &Endpoint<'a>) -> BorrowedFd<'a> {
-        match self {
-            Way::Plain | Way::Callers(_) => end.fd(),
-            Way::Ours(fd) => fd.as_fd(),
-        }
-    }
-
-    /// The descriptor for what does not fill a block.
-    fn buffered<'a>(&'a self, end: &Endpoint<'a>) -> BorrowedFd<'a> {
-        match self {
-            Way::Callers(Some(fd)) => fd.as_fd(),
-            _ => end.fd(),
-        }
-    }
+    ahead: Ahead,
+    /// The destination refused an aligned block: one thing at a time from now on.
+    serial: bool,
+    /// The destination failed after the last step had delivered something.
+    fault: Option<Fault>,
 }
 
 impl Default for Direct {
@@ -98,6 +72,9 @@ impl Direct {
             buf: None,
             held: 0..0,
             drained: false,
+            ahead: Ahead::default(),
+            serial: false,
+            fault: None,
         }
     }
 
@@ -107,43 +84,6 @@ impl Direct {
             reopen: false,
             ..Self::new()
         }
-    }
-
-    /// Finds the way for each side. An error says that there is none with O_DIRECT.
-    fn set_up(&mut self, src: &Endpoint<'_>, dst: &Endpoint<'_>) -> io::Result<Sides> {
-        let mut refused = None;
-        let mut open = |end: &Endpoint<'_>, mode: OFlag| {
-            if end.facts().is_direct() {
-                // Written to, it needs a second way for what does not fill a block.
-                let other = (mode == OFlag::O_WRONLY).then(|| call::reopen(end.fd(), mode));
-                return other.transpose().map(Way::Callers);
-            }
-            let appends = mode == OFlag::O_WRONLY && end.facts().is_append();
-            if !self.reopen || !end.kind().is_cached() || appends {
-                return Ok(Way::Plain);
-            }
-            match call::reopen(end.fd(), mode | OFlag::O_DIRECT) {
-                Ok(fd) => Ok(Way::Ours(fd)),
-                Err(e) => {
-                    refused = Some(e);
-                    Ok(Way::Plain)
-                }
-            }
-        };
-        let (src_way, dst_way) = (open(src, OFlag::O_RDONLY)?, open(dst, OFlag::O_WRONLY)?);
-        if !src_way.is_direct() && !dst_way.is_direct() {
-            return Err(refused.unwrap_or_else(|| io::Error::from_raw_os_error(libc::EINVAL)));
-        }
-        let mut align = PAGE;
-        for end in [src, dst] {
-            let (memory, offset) = end.facts().direct_alignment();
-            align = align.max(memory).max(offset);
-        }
-        Ok(Sides {
-            src: src_way,
-            dst: dst_way,
-            align: align.next_power_of_two(),
-        })
     }
 
     /// Reads behind what is held, at most `limit` bytes, this step having taken `ahead` already
@@ -175,7 +115,8 @@ impl Direct {
         let (skipped, read) = if sides.src.is_direct() {
             let at = offset.map_or_else(|| src.position(), Ok)?;
             let skip = (at % align as u64) as usize;
-            let want = limit.min(BUFFER);
+            // Up to a border, so that the next one begins there.
+            let want = limit.min(BUFFER - skip);
             let block = at - skip as u64;
             // Nothing lies beyond the largest offset, and a call that reaches there is refused.
             let most = usize::try_from(i64::MAX as u64 - block).unwrap_or(usize::MAX);
@@ -295,10 +236,16 @@ impl ZeroCopyTransfer for Direct {
     ) -> Result<Step, Fault> {
         let limit = limit.get();
         if self.sides.is_none() {
-            match self.set_up(src, dst) {
+            match Sides::find(self.reopen, src, dst) {
                 Ok(sides) => self.sides = Some(sides),
                 Err(e) => return super::unfit_or_fault(Call::SetUp, None, e),
             }
+        }
+        if let Some(fault) = self.fault.take() {
+            return Err(fault);
+        }
+        if let Some(step) = self.overlapped(src, dst, limit) {
+            return step;
         }
         let of_dst = |e| Fault::new(Side::Destination, e);
         let at_first = self.held.len();

@@ -34,6 +34,17 @@ impl AlignedBuf {
         self.layout.size()
     }
 
+    /// Whether it begins at a multiple of `align` by its making.
+    pub(crate) fn is_aligned_to(&self, align: usize) -> bool {
+        self.layout.align() >= align
+    }
+
+    /// Where it begins, for a kernel that writes to it while nobody else looks.
+    #[cfg(feature = "io-uring")]
+    pub(super) fn start(&self) -> *mut u8 {
+        self.start.as_ptr()
+    }
+
     pub(crate) fn as_slice(&self) -> &[u8] {
         // SAFETY: `start` points to `size` initialised bytes that live as long as `self`.
         unsafe { slice::from_raw_parts(self.start.as_ptr(), self.layout.size()) }

@@ -9,9 +9,12 @@ pub(crate) mod aligned;
 pub(crate) mod call;
 pub(crate) mod errno;
 pub(crate) mod gather;
+pub(crate) mod helper;
 pub(crate) mod mapped;
 pub(crate) mod mapping;
 pub(crate) mod pipe;
+#[cfg(feature = "io-uring")]
+pub(crate) mod ring;
 pub(crate) mod sigpipe;
 pub(crate) mod zerocopy;
 
