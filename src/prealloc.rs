@@ -47,7 +47,7 @@ impl Prealloc {
     /// Whether a backend fills blocks one by one, so that having them pays. The others share
     /// extents or go around the page cache.
     pub(crate) fn suits(backend: Backend) -> bool {
-        use Backend::{CopyFileRange, Mmap, ReadWrite, Sendfile, Splice};
+        use Backend::{Mmap, ReadWrite, Sendfile, Splice};
         matches!(backend, ReadWrite | Splice | Sendfile | Mmap)
     }
 

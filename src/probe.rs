@@ -14,11 +14,19 @@ use crate::policy::{Cache, Consistency, Reflink};
 
 use Backend::{CopyFileRange, Direct, Mmap, ReadWrite, Sendfile, Splice};
 
+/// Kinds of source and of destination, a bound in bytes, and an order.
+type Row = (
+    &'static [Kind],
+    &'static [Kind],
+    u64,
+    [Backend; Backend::ALL.len()],
+);
+
 /// The order in which the backends are tried for a kind of pair, best first: what measuring said
 /// (`cargo bench --bench regret`), see `docs/backends.md`. All seven stand in each row; the verdicts
 /// take out what does not serve. The first row counts that holds both kinds and whose bound, in bytes,
 /// is above what the transfer is expected to move.
-const PREFERENCE: [(&[Kind], &[Kind], u64, [Backend; 7]); 11] = {
+const PREFERENCE: [Row; 11] = {
     use Kind::{BlockDevice, CharDevice, File, Generated, Pipe, Stream, Tcp, Unix};
     const FILES: &[Kind] = &[File, BlockDevice];
     const SOCKETS: &[Kind] = &[Tcp, Unix, Stream];

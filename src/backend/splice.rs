@@ -69,9 +69,9 @@ impl Splice {
         }
     }
 
-    /// A pipe for at most `limit` bytes from `src`. `Err` is the step's outcome where there is
+    /// A pipe for at most `limit` bytes. `Err` is the step's outcome where there is
     /// none.
-    fn pipe(&self, src: &Endpoint<'_>, limit: usize) -> Result<PrivatePipe, Result<Step, Fault>> {
+    fn pipe(&self, limit: usize) -> Result<PrivatePipe, Result<Step, Fault>> {
         let pipe = match &self.pool {
             Some(pool) => pool.borrow(CAPACITY),
             None => PrivatePipe::new(CAPACITY.min(limit)).map(Some),
@@ -110,7 +110,7 @@ impl Splice {
     fn fill(&mut self, src: &Endpoint<'_>, limit: usize) -> Result<Option<Step>, Fault> {
         let pipe = match self.pipe.take() {
             Some(pipe) => pipe,
-            None => match self.pipe(src, limit) {
+            None => match self.pipe(limit) {
                 Ok(pipe) => pipe,
                 Err(outcome) => return outcome.map(Some),
             },
