@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-/// The results of one bench, as its `--json` wrote them.
+/// The results of one bench, or of `compare --article`, as `--json` wrote them.
 pub(crate) struct Results {
     machine: String,
     rows: Vec<Value>,
@@ -27,7 +27,10 @@ impl Results {
         let value: Value = serde_json::from_str(&text)?;
         Ok(Self {
             machine: value["machine"].as_str().unwrap_or_default().to_owned(),
-            rows: value["rows"].as_array().cloned().unwrap_or_default(),
+            rows: [&value["rows"], &value["article"]]
+                .into_iter()
+                .find_map(|rows| rows.as_array().cloned())
+                .unwrap_or_default(),
         })
     }
 }
@@ -35,13 +38,14 @@ impl Results {
 /// A table, by the name of the results that it is made of.
 type Table = fn(&Results) -> String;
 
-const TABLES: [(&str, Table); 6] = [
+const TABLES: [(&str, Table); 7] = [
     ("versus", tables::contests),
     ("relay", tables::contests),
     ("message", tables::contests),
     ("file_copy", tables::contests),
     ("regret", tables::regret),
     ("growth", tables::growth),
+    ("article", tables::article),
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

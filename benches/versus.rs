@@ -43,12 +43,13 @@ fn lines() -> Vec<Line> {
     let rw_64: (&str, Loop) = ("read/write, 64 KiB", bare::by_read_write::<K64>);
     let allocated: (&str, Loop) = (
         "bare fallocate, read/write, 256 KiB",
-        bare::preallocated::<K256>,
+        bare::allocated_read_write::<K256>,
     );
     let spliced: (&str, Loop) = (
-        "bare fallocate, splice, 1 MiB",
-        bare::spliced_preallocated::<M1>,
+        "bare fallocate, splice, 1 MiB pipe",
+        bare::allocated_splice_through::<M1>,
     );
+    let straight: (&str, Loop) = ("bare fallocate, splice", bare::allocated_splice);
     let ranged: (&str, Loop) = ("bare copy_file_range", bare::by_copy_file_range);
     vec![
         line(
@@ -83,14 +84,14 @@ fn lines() -> Vec<Line> {
             "pipe -> file",
             Pipe,
             File,
-            vec![splice, rw, allocated],
+            vec![splice, straight, rw, allocated],
             &[("bare", 1.03)],
         ),
         line(
             "file -> file",
             File,
             File,
-            vec![rw, allocated, sendfile, ranged],
+            vec![rw, allocated, spliced, sendfile, ranged],
             &[("bare", 1.03)],
         ),
         line(

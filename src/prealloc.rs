@@ -47,8 +47,8 @@ impl Prealloc {
     /// Whether a backend fills blocks one by one, so that having them pays. The others share
     /// extents or go around the page cache.
     pub(crate) fn suits(backend: Backend) -> bool {
-        use Backend::{Mmap, ReadWrite, Sendfile, Splice};
-        matches!(backend, ReadWrite | Splice | Sendfile | Mmap)
+        // Of the filesystems that are asked for blocks, none shares extents by copy_file_range(2).
+        !matches!(backend, Backend::Reflink | Backend::Direct)
     }
 
     /// Allocates for the next `len` bytes, all of them data as far as is known; `u64::MAX` says

@@ -181,3 +181,30 @@ pub(crate) fn growth(results: &Results) -> String {
     }
     out
 }
+
+/// Times in milliseconds, the article's and today's.
+pub(crate) fn article(results: &Results) -> String {
+    let mut out = format!("{}.\n\n", results.machine);
+    out += "| size | 2008: normal | transferTo | ratio | today: read/write, 4 KiB | 64 KiB | sendfile | ratio |\n";
+    out += "|---|---:|---:|---:|---:|---:|---:|---:|\n";
+    for row in &results.rows {
+        let then = &row["article_ms"];
+        let now: Vec<f64> = list(&row["ways"])
+            .iter()
+            .map(|way| number(&way["ms"]))
+            .collect();
+        let [small, large, sendfile] = now[..] else {
+            continue;
+        };
+        let _ = writeln!(
+            out,
+            "| {} MB | {} | {} | {:.1} | {small:.1} | {large:.1} | {sendfile:.1} | {:.1} |",
+            number(&row["bytes"]) / 1e6,
+            number(&then["normal"]),
+            number(&then["transfer_to"]),
+            number(&row["article_ratio"]),
+            small / sendfile,
+        );
+    }
+    out
+}

@@ -83,15 +83,21 @@ pub(crate) fn by_read_write<const BUFFER: usize>(mut src: &File, dst: &File, len
 }
 
 /// With the destination's blocks allocated first.
-pub(crate) fn preallocated<const N: usize>(src: &File, dst: &File, len: u64) -> u64 {
+pub(crate) fn allocated_read_write<const N: usize>(src: &File, dst: &File, len: u64) -> u64 {
     allocate(dst, len);
     by_read_write::<N>(src, dst, len)
 }
 
 /// With the destination's blocks allocated first.
-pub(crate) fn spliced_preallocated<const N: usize>(src: &File, dst: &File, len: u64) -> u64 {
+pub(crate) fn allocated_splice_through<const N: usize>(src: &File, dst: &File, len: u64) -> u64 {
     allocate(dst, len);
     by_splice_through::<N>(src, dst, len)
+}
+
+/// With the destination's blocks allocated first.
+pub(crate) fn allocated_splice(src: &File, dst: &File, len: u64) -> u64 {
+    allocate(dst, len);
+    by_splice(src, dst, len)
 }
 
 fn allocate(dst: &File, len: u64) {

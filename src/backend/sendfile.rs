@@ -2,7 +2,7 @@
 //!
 //! To a socket or a pipe the pages of the page cache themselves travel, so that a later write to
 //! the file shows through until the reader has taken them. To another file the kernel copies each
-//! page, through an inner pipe of 16 slots, which costs more than read/write with a large buffer.
+//! page, through an inner pipe of 16 slots, which costs more than splice(2) through a large one.
 //! Since Linux 5.12 a pipe may be fed from any descriptor that splice(2) can read.
 
 use std::num::NonZeroUsize;

@@ -69,8 +69,7 @@ impl Splice {
         }
     }
 
-    /// A pipe for at most `limit` bytes. `Err` is the step's outcome where there is
-    /// none.
+    /// A pipe for at most `limit` bytes. `Err` is the step's outcome where there is none.
     fn pipe(&self, limit: usize) -> Result<PrivatePipe, Result<Step, Fault>> {
         let pipe = match &self.pool {
             Some(pool) => pool.borrow(CAPACITY),
