@@ -21,17 +21,19 @@ pub(crate) struct Results {
 }
 
 impl Results {
-    fn read(dir: &Path, name: &str) -> Result<Self, Box<dyn Error>> {
+    /// `None` where that bench has not been run.
+    fn read(dir: &Path, name: &str) -> Result<Option<Self>, Box<dyn Error>> {
         let path = dir.join(format!("{name}.json"));
-        let text = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-        let value: Value = serde_json::from_str(&text)?;
-        Ok(Self {
+        if !path.exists() {
+            return Ok(None);
+        }
+        let value: Value = serde_json::from_str(&fs::read_to_string(path)?)?;
+        let rows = [&value["rows"], &value["article"]];
+        let rows = rows.into_iter().find_map(|rows| rows.as_array().cloned());
+        Ok(Some(Self {
             machine: value["machine"].as_str().unwrap_or_default().to_owned(),
-            rows: [&value["rows"], &value["article"]]
-                .into_iter()
-                .find_map(|rows| rows.as_array().cloned())
-                .unwrap_or_default(),
-        })
+            rows: rows.unwrap_or_default(),
+        }))
     }
 }
 
@@ -55,8 +57,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let old = fs::read_to_string(&page)?;
     let mut new = old.clone();
     for (name, table) in TABLES {
-        let results = Results::read(&dir, name)?;
-        new = replaced(&new, name, &table(&results))?;
+        if let Some(results) = Results::read(&dir, name)? {
+            new = replaced(&new, name, &table(&results))?;
+        }
     }
     if only_check {
         let same = (old == new).then_some(());
@@ -65,12 +68,15 @@ fn main() -> Result<(), Box<dyn Error>> {
         );
     }
     fs::write(page, new)?;
-    let regret = Results::read(&dir, "regret")?;
-    draw::throughput(&dir.join("throughput.svg"), &regret)?;
-    draw::regret(&dir.join("regret.svg"), &regret)?;
-    let peers = ["versus", "relay", "file_copy"].map(|name| Results::read(&dir, name));
-    let [versus, relay, copy] = peers;
-    draw::cpu(&dir.join("cpu.svg"), &[versus?, relay?, copy?])?;
+    if let Some(regret) = Results::read(&dir, "regret")? {
+        draw::throughput(&dir.join("throughput.svg"), &regret)?;
+        draw::regret(&dir.join("regret.svg"), &regret)?;
+    }
+    let mut peers = Vec::new();
+    for name in ["versus", "relay", "file_copy"] {
+        peers.extend(Results::read(&dir, name)?);
+    }
+    draw::cpu(&dir.join("cpu.svg"), &peers)?;
     Ok(())
 }
 
