@@ -5,24 +5,14 @@ use std::fs::{self, File};
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use kafka_protocol::error::ResponseError;
-use kafka_protocol::messages::api_versions_response::ApiVersion;
-use kafka_protocol::messages::fetch_response::PartitionData;
-use kafka_protocol::messages::list_offsets_response::{
-    ListOffsetsPartitionResponse, ListOffsetsTopicResponse,
-};
-use kafka_protocol::messages::metadata_response::{
-    MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
-};
-use kafka_protocol::messages::produce_response::{PartitionProduceResponse, TopicProduceResponse};
 use kafka_protocol::messages::{
-    ApiKey, ApiVersionsResponse, BrokerId, FetchRequest, ListOffsetsRequest, ListOffsetsResponse,
-    MetadataRequest, MetadataResponse, ProduceRequest, ProduceResponse, TopicName,
+    api_versions_response::*, fetch_response::PartitionData, list_offsets_response::*,
+    metadata_response::*, produce_response::*, *,
 };
 use kafka_protocol::protocol::{Encodable, StrBytes};
 use nix::fcntl::{Flock, FlockArg};
@@ -42,12 +32,8 @@ const MOST_TOPICS: usize = 400;
 const MOST_FETCHED: i32 = 1 << 30;
 const LONGEST_WAIT: i32 = 60_000;
 
-#[derive(Debug)]
 pub(crate) struct Broker {
-    dir: PathBuf,
-    engine: Engine,
-    segment_bytes: u64,
-    sync: bool,
+    args: Args,
     topics: Mutex<BTreeMap<String, Arc<Log>>>,
     /// Held by whoever makes a topic.
     making: Mutex<()>,
@@ -61,7 +47,7 @@ pub(crate) struct Broker {
 type Found = (i16, i64, Option<Slice>);
 
 impl Broker {
-    pub(crate) fn open(args: &Args) -> io::Result<Self> {
+    pub(crate) fn open(args: Args) -> io::Result<Self> {
         fs::create_dir_all(&args.dir)?;
         let lock = File::create(args.dir.join("lock"))?;
         let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| e)?;
@@ -70,15 +56,12 @@ impl Broker {
             let entry = entry?;
             let name = entry.file_name().into_string().unwrap_or_default();
             if entry.file_type()?.is_dir() && is_valid(&name) {
-                let log = Log::open(entry.path(), args.segment_bytes, args.sync)?;
+                let log = Log::open(entry.path(), &args)?;
                 topics.insert(name, Arc::new(log));
             }
         }
         Ok(Self {
-            dir: args.dir.clone(),
-            engine: args.engine,
-            segment_bytes: args.segment_bytes,
-            sync: args.sync,
+            args,
             topics: Mutex::new(topics),
             making: Mutex::new(()),
             appended: Notify::new(),
@@ -101,8 +84,7 @@ impl Broker {
             Err(e) if partition != 0 => Err(e),
             Err(_) if known >= MOST_TOPICS => Err(ResponseError::PolicyViolation),
             Err(_) => {
-                let dir = self.dir.join(topic);
-                let log = Log::open(dir, self.segment_bytes, self.sync);
+                let log = Log::open(self.args.dir.join(topic), &self.args);
                 let log = Arc::new(log.map_err(|_| ResponseError::KafkaStorageError)?);
                 let mut topics = self.topics.lock().unwrap();
                 topics.insert(topic.to_owned(), Arc::clone(&log));
@@ -313,7 +295,7 @@ impl Broker {
                 head.truncate(head.len() - 4);
                 head.put_u32((range.end - range.start) as u32);
                 answer = answer.bytes(head.split());
-                answer = match self.engine {
+                answer = match self.args.engine {
                     Engine::Auto => answer.file(file, range),
                     Engine::ReadWrite => {
                         let mut bytes = vec![0; (range.end - range.start) as usize];

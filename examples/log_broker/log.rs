@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Buf;
 use kafka_protocol::error::ResponseError;
 
+use crate::Args;
 use crate::wire::LONGEST;
 
 /// A batch's header: first offset, length of what follows that, leader epoch, magic, CRC-32C of
@@ -202,7 +203,7 @@ pub(crate) struct Log {
 
 impl Log {
     /// Opens or creates a log. What a process that was killed left at its end is cut off.
-    pub(crate) fn open(dir: PathBuf, segment_bytes: u64, sync: bool) -> io::Result<Self> {
+    pub(crate) fn open(dir: PathBuf, args: &Args) -> io::Result<Self> {
         fs::create_dir_all(&dir)?;
         let mut firsts = Vec::new();
         for entry in fs::read_dir(&dir)? {
@@ -240,8 +241,8 @@ impl Log {
         }
         let log = Self {
             dir,
-            segment_bytes,
-            sync,
+            segment_bytes: args.segment_bytes,
+            sync: args.sync,
             turn: Mutex::new(()),
             segments: Mutex::new(segments),
         };

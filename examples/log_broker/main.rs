@@ -19,14 +19,16 @@
 //! for `enable.idempotence=false`), retention, encryption, exactness of a search by time beyond the
 //! index. Clients find the node under the address at which they reached it.
 //!
-//! On SIGTERM or SIGINT it accepts no more connections, answers the requests under way, and exits
-//! with 0; a second signal ends it at once.
+//! The first line on stdout is the address. On SIGTERM or SIGINT it answers the requests that it has
+//! begun to serve and exits with 0; a second signal ends it at once.
 
+#[path = "../common/accept.rs"]
+mod accept;
 mod broker;
 mod log;
 mod wire;
 
-use std::io;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -37,14 +39,9 @@ use clap::{Parser, ValueEnum};
 use kafka_protocol::messages::ApiKey;
 use tokio::io::BufReader;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, watch};
 use tokio::task::spawn_blocking;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use zcio::Message;
-
-use broker::Broker;
-use wire::{Request, Result};
 
 /// A log that Kafka's clients produce to and consume from.
 #[derive(Debug, Parser)]
@@ -71,84 +68,55 @@ struct Args {
     sync: bool,
 
     /// Connections at once; more wait to be accepted.
-    #[arg(long, value_name = "N", default_value_t = 500,
+    #[arg(long, value_name = "N", default_value_t = 1000,
           value_parser = clap::value_parser!(u32).range(1..))]
     max_connections: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Engine {
-    /// zcio's choice: sendfile(2), as a rule.
+    /// zcio's choice: small ranges along with the header, large ones by sendfile(2), as a rule.
     Auto,
-    /// Into memory, and from there.
+    /// Into a buffer, and from there, to compare with.
     ReadWrite,
 }
 
-/// A connection on which nothing is asked for so long is closed.
+/// A connection on which nothing is asked, or nothing taken of an answer, for so long is closed.
 const IDLE: Duration = Duration::from_secs(600);
 
-// One thread is enough for the connections; what touches the disk is on the blocking pool.
+// One thread is enough for the connections; what waits for the disk is on the blocking pool.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    match serve(&Args::parse()).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            eprintln!("log_broker: {e}");
-            ExitCode::FAILURE
-        }
+    let outcome = serve(Args::parse()).await;
+    if let Err(e) = &outcome {
+        eprintln!("log_broker: {e}");
     }
+    ExitCode::from(u8::from(outcome.is_err()))
 }
 
-async fn serve(args: &Args) -> io::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let broker = Arc::new(Broker::open(args)?);
-    let listener = TcpListener::bind(args.listen).await?;
-    println!("log_broker: listening on {}", listener.local_addr()?);
-    let slots = Arc::new(Semaphore::new(args.max_connections as usize));
-    let (stop, stopped) = watch::channel(());
-    loop {
-        let next = async {
-            let slot = Arc::clone(&slots).acquire_owned().await;
-            (slot, listener.accept().await)
-        };
-        let (slot, accepted) = tokio::select! {
-            next = next => next,
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-        };
-        match accepted {
-            Ok((client, from)) => {
-                let (broker, stopped) = (Arc::clone(&broker), stopped.clone());
-                tokio::spawn(async move {
-                    if let Err(e) = connection(&broker, client, stopped).await {
-                        eprintln!("log_broker: {from}: {e}");
-                    }
-                    drop(slot);
-                });
-            }
-            Err(e) => {
-                // No descriptor left, as a rule: there will be, when a connection ends.
-                eprintln!("log_broker: accept: {e}");
-                sleep(Duration::from_millis(100)).await;
+async fn serve(args: Args) -> io::Result<()> {
+    let (listen, at_once) = (args.listen, args.max_connections);
+    let broker = Arc::new(broker::Broker::open(args)?);
+    let listener = TcpListener::bind(listen).await?;
+    // Whether anybody reads it is not our affair.
+    let _ = writeln!(io::stdout(), "{}", listener.local_addr()?);
+    accept::serve(listener, at_once, |client, from, ending| {
+        let connection = connection(Arc::clone(&broker), client, ending);
+        async move {
+            if let Err(e) = connection.await {
+                eprintln!("log_broker: {from}: {e}");
             }
         }
-    }
-    drop((listener, stop));
-    // All slots can be had once all connections have ended.
-    tokio::select! {
-        _ = slots.acquire_many(args.max_connections) => Ok(()),
-        _ = terminate.recv() => Err(io::Error::other("ended before all connections had")),
-        _ = interrupt.recv() => Err(io::Error::other("ended before all connections had")),
-    }
+    })
+    .await
 }
 
-/// Answers one client's requests in their order, until it leaves or the process is told to stop.
+/// Answers one client's requests in their order, until it leaves or the process is to end.
 async fn connection(
-    broker: &Arc<Broker>,
+    broker: Arc<broker::Broker>,
     mut client: TcpStream,
-    mut stop: watch::Receiver<()>,
-) -> Result<()> {
+    mut ending: accept::Ending,
+) -> wire::Result<()> {
     client.set_nodelay(true)?;
     let here = client.local_addr()?;
     let (reader, writer) = client.split();
@@ -156,24 +124,23 @@ async fn connection(
     // One sending for all answers: the socket is looked at once.
     let mut sending = Message::new().start(AsRef::<TcpStream>::as_ref(&writer))?;
     loop {
-        let frame = tokio::select! {
-            frame = timeout(IDLE, wire::frame(&mut reader)) => frame??,
-            // It fails when `serve` has let go of the other end.
-            _ = stop.changed() => return Ok(()),
+        let request = tokio::select! {
+            request = timeout(IDLE, wire::Request::read(&mut reader)) => request??,
+            _ = ending.wait_for(|ending| *ending) => return Ok(()),
         };
-        let Some(frame) = frame else { return Ok(()) };
-        let request = Request::parse(frame)?;
-        let answer = if request.key == ApiKey::Fetch {
-            tokio::select! {
+        let answer = match request {
+            None => return Ok(()),
+            Some(request) if request.key == ApiKey::Fetch => tokio::select! {
                 answer = broker.fetch(request) => answer?,
-                _ = stop.changed() => return Ok(()),
+                _ = ending.wait_for(|ending| *ending) => return Ok(()),
+            },
+            Some(request) => {
+                let broker = Arc::clone(&broker);
+                let answer = spawn_blocking(move || broker.answer(request, here)).await??;
+                Message::new().bytes(answer)
             }
-        } else {
-            let broker = Arc::clone(broker);
-            let answer = spawn_blocking(move || broker.answer(request, here)).await??;
-            Message::new().bytes(answer)
         };
         sending.extend(&answer);
-        zcio::tokio::drive_sending(&mut sending).await?;
+        timeout(IDLE, zcio::tokio::drive_sending(&mut sending)).await??;
     }
 }

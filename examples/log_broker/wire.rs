@@ -20,8 +20,8 @@ const LONGEST_QUESTION: usize = 1 << 20;
 /// The most topics and partitions that a request may name.
 const MOST_ITEMS: u32 = 10_000;
 
-/// What a request is made of, as far as its length depends on it.
-#[derive(Debug)]
+/// What a request is made of, as far as its length depends on it: so many bytes, a length of two
+/// bytes and a text, one of four and a blob, a number of items and those.
 pub(crate) enum Field {
     Fixed(usize),
     Text,
@@ -32,49 +32,22 @@ pub(crate) enum Field {
 /// Each with the version from which on it is there.
 type Fields = &'static [(i16, Field)];
 
-const fn topics(partition: Fields) -> [(i16, Field); 2] {
-    [(0, Text), (0, Array(partition))]
-}
-
-const PRODUCED: Fields = &topics(&[(0, Fixed(4)), (0, Blob)]);
-const FETCHED: Fields = &topics(&[(0, Fixed(16)), (5, Fixed(8)), (9, Fixed(4))]);
-const FORGOTTEN: Fields = &topics(&[(0, Fixed(4))]);
-const LISTED: Fields = &topics(&[(0, Fixed(12)), (4, Fixed(4))]);
-
 /// What is served, in which versions: those before lengths became variable, which all clients
 /// speak. What an ApiVersions request says of the client is not looked at.
+#[rustfmt::skip]
 pub(crate) const SERVED: [(ApiKey, RangeInclusive<i16>, Fields); 5] = [
-    (
-        ApiKey::Produce,
-        3..=8,
-        &[(0, Text), (0, Fixed(6)), (0, Array(PRODUCED))],
-    ),
-    (
-        ApiKey::Fetch,
-        4..=11,
-        &[
-            (0, Fixed(17)),
-            (7, Fixed(8)),
-            (0, Array(FETCHED)),
-            (7, Array(FORGOTTEN)),
-            (11, Text),
-        ],
-    ),
-    (
-        ApiKey::ListOffsets,
-        1..=5,
-        &[(0, Fixed(4)), (2, Fixed(1)), (0, Array(LISTED))],
-    ),
-    (
-        ApiKey::Metadata,
-        0..=8,
-        &[(0, Array(&[(0, Text)])), (4, Fixed(1)), (8, Fixed(2))],
-    ),
+    (ApiKey::Produce, 3..=8, &[(0, Text), (0, Fixed(6)), (0, Array(&[
+        (0, Text), (0, Array(&[(0, Fixed(4)), (0, Blob)]))]))]),
+    (ApiKey::Fetch, 4..=11, &[(0, Fixed(17)), (7, Fixed(8)), (0, Array(&[
+        (0, Text), (0, Array(&[(0, Fixed(16)), (5, Fixed(8)), (9, Fixed(4))]))])),
+        (7, Array(&[(0, Text), (0, Array(&[(0, Fixed(4))]))])), (11, Text)]),
+    (ApiKey::ListOffsets, 1..=5, &[(0, Fixed(4)), (2, Fixed(1)), (0, Array(&[
+        (0, Text), (0, Array(&[(0, Fixed(12)), (4, Fixed(4))]))]))]),
+    (ApiKey::Metadata, 0..=8, &[(0, Array(&[(0, Text)])), (4, Fixed(1)), (8, Fixed(2))]),
     (ApiKey::ApiVersions, 0..=3, &[]),
 ];
 
 /// A request whose body can be decoded without allocating more than it is long, give or take.
-#[derive(Debug)]
 pub(crate) struct Request {
     pub(crate) key: ApiKey,
     pub(crate) version: i16,
@@ -82,41 +55,37 @@ pub(crate) struct Request {
     body: Bytes,
 }
 
-/// The next request, without its length; `None` where the client has left.
-pub(crate) async fn frame(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Bytes>> {
-    let len = match from.read_i32().await {
-        Ok(len) => usize::try_from(len).unwrap_or(usize::MAX),
-        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-        Err(e) => return Err(e),
-    };
-    if len > LONGEST {
-        return Err(io::Error::other(format!("a request of {len} bytes")));
-    }
-    // It grows with what arrives, not with what was announced.
-    let mut frame = Vec::new();
-    let got = from.take(len as u64).read_to_end(&mut frame).await?;
-    if got < len {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    Ok(Some(frame.into()))
-}
-
 impl Request {
-    pub(crate) fn parse(mut frame: Bytes) -> Result<Self> {
+    /// The next request; `None` where the client has left.
+    pub(crate) async fn read(from: &mut (impl AsyncRead + Unpin)) -> Result<Option<Self>> {
+        let len = match from.read_i32().await {
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            len => usize::try_from(len?).unwrap_or(usize::MAX),
+        };
+        if len > LONGEST {
+            return Err("a request that is too long".into());
+        }
+        // It grows with what arrives, not with what was announced.
+        let mut frame = Vec::new();
+        if from.take(len as u64).read_to_end(&mut frame).await? < len {
+            return Err("a request cut short".into());
+        }
+        Self::parse(frame.into()).map(Some)
+    }
+
+    fn parse(mut frame: Bytes) -> Result<Self> {
         let len = frame.len();
         let (key, version) = (frame.try_get_i16()?, frame.try_get_i16()?);
         let correlation = frame.try_get_i32()?;
-        let mut served = SERVED.iter().filter(|(api, ..)| *api as i16 == key);
-        let (key, versions, fields) = match served.next() {
-            Some((key, versions, fields)) => (*key, versions, fields),
-            None => return Err(format!("request {key} is not served").into()),
-        };
+        let served = SERVED.iter().find(|(api, ..)| *api as i16 == key);
+        let (key, versions, fields) = served.ok_or("a request of a kind that is not served")?;
+        let key = *key;
         if key != ApiKey::ApiVersions {
             if !versions.contains(&version) {
                 return Err(format!("version {version} of {key:?} is not served").into());
             }
             if key != ApiKey::Produce && len > LONGEST_QUESTION {
-                return Err(format!("{key:?} of {len} bytes").into());
+                return Err(format!("{key:?} that is too long").into());
             }
             pass(&mut frame, &[(0, Text)], version, &mut 0).ok_or("a header cut short")?;
             // The decoder would allocate for as many items as an array claims to have.

@@ -6,12 +6,14 @@
 //! - [`oracle`]: what every transfer is held to, whatever became of it.
 //! - [`drive`]: advances a transfer to its end, as an event loop would.
 //! - [`make`]: the bare descriptors.
+//! - [`example()`]: the examples as child processes.
 // Each test binary includes all of this and uses a part; `pub` here means "for the tests".
 #![allow(dead_code, unreachable_pub, unused_imports)]
 
 pub mod data;
 pub mod destination;
 pub mod drive;
+pub mod example;
 pub mod make;
 pub mod oracle;
 pub mod source;
@@ -19,6 +21,7 @@ pub mod watch;
 
 pub use data::Data;
 pub use destination::{Destination, DestinationKind};
+pub use example::example;
 pub use oracle::{Before, Claim};
 pub use source::{Content, Source, SourceKind};
 pub use watch::{Pulse, within};

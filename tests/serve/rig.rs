@@ -3,41 +3,20 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use crate::common::Data;
+use crate::common::{Data, example};
 
 pub(crate) const ENGINES: [&str; 2] = ["auto", "read-write"];
 
 /// More than the server ever lets a client wait, and less than a test may take.
 const LONG: Duration = Duration::from_secs(30);
-
-/// The example, beside this test. Cargo builds it along with all tests, but not for one alone.
-fn binary() -> &'static Path {
-    static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    BINARY.get_or_init(|| {
-        let test = std::env::current_exe().expect("a path");
-        let profile = test.ancestors().nth(2).expect("target/PROFILE/deps");
-        if let Some(cargo) = std::env::var_os("CARGO") {
-            let mut build = Command::new(cargo);
-            build.args(["build", "--quiet", "--all-features", "--example", "serve"]);
-            build.args(profile.ends_with("release").then_some("--release"));
-            build
-                .arg("--target-dir")
-                .arg(profile.parent().expect("target"));
-            let built = build.current_dir(env!("CARGO_MANIFEST_DIR")).status();
-            assert!(built.expect("cargo").success());
-        }
-        profile.join("examples/serve")
-    })
-}
 
 /// A server, ended with this.
 pub(crate) struct Server {
@@ -55,7 +34,7 @@ impl Server {
     }
 
     pub(crate) fn over(dir: TempDir, options: &[&str]) -> Self {
-        let mut command = Command::new(binary());
+        let mut command = Command::new(example("serve"));
         command.arg("--root").arg(dir.path().join("root"));
         command.args(["--listen", "127.0.0.1:0"]).args(options);
         let mut child = command.stdout(Stdio::piped()).spawn().expect("the example");
