@@ -1,11 +1,9 @@
 //! One connection: requests one after the other, each answered by one message.
 
 use std::io;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{Shutdown, shutdown};
 use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt, copy, sink};
 use tokio::net::{TcpStream, tcp::WriteHalf};
 use tokio::time::{timeout, timeout_at};
@@ -58,19 +56,19 @@ pub(crate) async fn serve(site: Arc<Site>, tcp: TcpStream, ending: Ending) -> io
     }
     // To close while the client's bytes are on their way would be a reset, which can take what was
     // sent last away from it again.
-    shutdown(read.as_ref().as_raw_fd(), Shutdown::Write)?;
+    drop(output);
+    write.shutdown().await?;
     let drain = async { copy(&mut read.take(8 << 20), &mut sink()).await };
     timeout(Duration::from_secs(2), drain).await?.map(drop)
 }
 
-/// The way out.
-enum Output<'a> {
+enum Output<'a, 'b> {
     /// One for the whole connection, so that the socket is looked at once.
     Auto(Box<Sending<'static, &'a TcpStream>>),
-    ReadWrite(&'a mut WriteHalf<'a>),
+    ReadWrite(&'a mut WriteHalf<'b>),
 }
 
-impl Output<'_> {
+impl Output<'_, '_> {
     /// Sends a message, as long as the client takes any of it.
     async fn send(&mut self, message: &Message<'static>, patience: Duration) -> io::Result<()> {
         let write = match self {

@@ -7,8 +7,7 @@
 //!
 //! HTTP/1.1 as far as files need it: GET and HEAD, one range, conditional requests, kept connections,
 //! pipelining. Nothing outside of the directory is served, wherever a path or a link leads. The first
-//! line on stdout is the address. On SIGTERM or SIGINT it answers the requests that it has begun to
-//! read and exits with 0; a second signal ends it at once.
+//! line on stdout is the address. SIGTERM or SIGINT ends it when what it has begun is answered.
 
 #[path = "../common/accept.rs"]
 mod accept;

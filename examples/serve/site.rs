@@ -161,7 +161,9 @@ fn listing(path: &[u8], dir: File) -> io::Result<String> {
         let mut name = entry.file_name().to_bytes().to_vec();
         name.extend((entry.file_type() == Some(Type::Directory)).then_some(b'/'));
         let (link, text) = (percent_encode(&name, ODD), escaped(&name));
-        links.push(format!("<li><a href=\"{link}\">{text}</a>\n"));
+        if name != b"./" {
+            links.push(format!("<li><a href=\"{link}\">{text}</a>\n"));
+        }
     }
     links.sort();
     let (title, links) = (escaped(path), links.concat());
