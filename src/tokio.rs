@@ -9,6 +9,7 @@
 //! blocking [`transfer`](crate::transfer()) under `spawn_blocking` instead.
 
 mod cold;
+mod low_water;
 mod message;
 mod readiness;
 mod relay;
@@ -28,6 +29,7 @@ use crate::report::{Report, Status};
 use crate::transfer::Transfer;
 
 use cold::warm_up;
+use low_water::LowWater;
 
 pub use message::{drive_sending, send};
 pub use readiness::{Lent, Readiness};
@@ -98,18 +100,20 @@ impl Advance for Driver {
 
 /// What is remembered from one piece to the next.
 #[derive(Debug, Default)]
-struct Stride {
+struct Stride<'a> {
     /// Bytes moved since everything else on this thread had its turn.
     passed: u64,
     /// The part of the source's file that was found, or brought, in the page cache.
     warm: Range<u64>,
+    /// How much a socket has to hold to be worth a wake-up, where that is ours to say.
+    low_water: Option<LowWater<'a>>,
 }
 
 /// What a piece counts at least towards a turn: a call costs time however little it moves.
 const LEAST: u64 = 64 << 10;
 
 /// Moves one piece, or waits until one may be moved.
-async fn next<M, S, D>(mover: &mut M, src: &S, dst: &D, stride: &mut Stride) -> Result<Status>
+async fn next<M, S, D>(mover: &mut M, src: &S, dst: &D, stride: &mut Stride<'_>) -> Result<Status>
 where
     M: Advance,
     S: Readiness + ?Sized,
@@ -126,6 +130,9 @@ where
     let status = attempt(mover, src, dst)?;
     match status {
         Status::Moved(bytes) => {
+            if let Some(low_water) = &mut stride.low_water {
+                low_water.moved(bytes.get() as u64);
+            }
             stride.passed += LEAST.max(bytes.get() as u64);
             if stride.passed >= FAIR {
                 stride.passed = 0;
@@ -135,17 +142,23 @@ where
         Status::Blocked(_) if mover.driver().resume_at().is_some() => {}
         Status::Blocked(side) => {
             let ready = async {
-                match side {
-                    Side::Source => src.ready(side).await,
-                    Side::Destination => dst.ready(side).await,
-                }
+                match (side, &mut stride.low_water) {
+                    (Side::Source, Some(low_water)) => return low_water.source(src).await,
+                    (Side::Destination, Some(low_water)) => low_water.destination(dst).await,
+                    (Side::Source, None) => src.ready(side).await,
+                    (Side::Destination, None) => dst.ready(side).await,
+                }?;
+                Ok(true)
             };
-            let result = match mover.driver().deadline() {
+            let told = match mover.driver().deadline() {
                 None => ready.await,
                 // When time is up, the next attempt says so.
-                Some(deadline) => timeout_at(deadline.into(), ready).await.unwrap_or(Ok(())),
+                Some(deadline) => timeout_at(deadline.into(), ready).await.unwrap_or(Ok(true)),
             };
-            result.map_err(|e| mover.driver().fail(Fault::new(side, e), src.fd()))?;
+            let told = told.map_err(|e| mover.driver().fail(Fault::new(side, e), src.fd()))?;
+            if !told {
+                return mover.advance(src.fd(), dst.fd());
+            }
         }
         Status::Finished(_) => {}
     }

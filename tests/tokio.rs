@@ -16,6 +16,8 @@ mod ends;
 mod forms;
 #[path = "streams/lane.rs"]
 mod lane;
+#[path = "tokio/low_water.rs"]
+mod low_water;
 #[path = "relay/pipes.rs"]
 mod pipes;
 #[path = "relay/rig.rs"]

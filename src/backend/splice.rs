@@ -22,7 +22,7 @@ use bytes::BytesMut;
 
 use super::{Backend, Endpoint, Fault, Kind, Side, Step, Unfit, ZeroCopyTransfer};
 use crate::sys::errno::{self, Call};
-use crate::sys::{PipePool, PrivatePipe, call};
+use crate::sys::{PipePool, PrivatePipe, call, socket};
 
 /// The pipe of one's own: each fill is a call, and a file is filled in pieces of this size, of which
 /// large ones make large folios (file to file, 32 MiB, ext4: 158 ms of CPU per GiB, through 256 KiB
@@ -44,6 +44,10 @@ pub struct Splice {
     held: usize,
     /// Give way to read/write where the kernel grants a small pipe only.
     choosy: bool,
+    /// Whether to find out if more follows what fills the pipe.
+    foresees: bool,
+    /// More follows at once what the pipe holds: the source has it already.
+    more: bool,
 }
 
 impl Splice {
@@ -67,6 +71,12 @@ impl Splice {
             choosy: true,
             ..Self::default()
         }
+    }
+
+    /// Lets a socket wait for what follows before it sends a segment that is not full, where the
+    /// source has more already. Only for one who goes on at once.
+    pub(crate) fn foresee(&mut self) {
+        self.foresees = true;
     }
 
     /// A pipe for at most `limit` bytes. `Err` is the step's outcome where there is none.
@@ -106,7 +116,12 @@ impl Splice {
     }
 
     /// Fills the private pipe, which is empty. `Some` is the step's outcome where it cannot.
-    fn fill(&mut self, src: &Endpoint<'_>, limit: usize) -> Result<Option<Step>, Fault> {
+    fn fill(
+        &mut self,
+        src: &Endpoint<'_>,
+        dst: &Endpoint<'_>,
+        limit: usize,
+    ) -> Result<Option<Step>, Fault> {
         let pipe = match self.pipe.take() {
             Some(pipe) => pipe,
             None => match self.pipe(limit) {
@@ -120,6 +135,12 @@ impl Splice {
             Ok(0) => Ok(Some(Step::Ended)),
             Ok(n) => {
                 self.held = n;
+                // The pipe was too small: one packet in 16 would be a short one otherwise, where
+                // packets are as large as on loopback. Anything less than certainty would cork it.
+                let full = n == pipe.capacity() && limit > n;
+                let corks = self.foresees && dst.kind() == Kind::Tcp;
+                self.more =
+                    full && corks && socket::readable(src.fd()).is_ok_and(|bytes| bytes > 0);
                 Ok(None)
             }
             Err(e) if errno::would_block(&e) => Ok(Some(Step::Blocked(Side::Source))),
@@ -133,7 +154,12 @@ impl Splice {
             return Ok(Step::Ended);
         };
         let count = self.held.min(limit);
-        match call::splice(pipe.read_end(), None, dst.fd(), dst.offset(), count) {
+        let drained = if self.more {
+            call::splice_more(pipe.read_end(), dst.fd(), count)
+        } else {
+            call::splice(pipe.read_end(), None, dst.fd(), dst.offset(), count)
+        };
+        match drained {
             Ok(n) => {
                 self.held = self.held.saturating_sub(n);
                 super::delivered(n)
@@ -169,7 +195,7 @@ impl ZeroCopyTransfer for Splice {
             return Self::direct(src, dst, limit);
         }
         let filled = if self.held == 0 {
-            self.fill(src, limit)
+            self.fill(src, dst, limit)
         } else {
             Ok(None)
         };

@@ -41,8 +41,12 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    pub(super) fn new(pool: Arc<PipePool>) -> Self {
-        let (plain, splice) = (ReadWrite::new(), Splice::pooled(pool));
+    /// `paced`: it may have to wait at any time though both sockets are ready.
+    pub(super) fn new(pool: Arc<PipePool>, paced: bool) -> Self {
+        let (plain, mut splice) = (ReadWrite::new(), Splice::pooled(pool));
+        if !paced {
+            splice.foresee();
+        }
         Self {
             plain,
             splice,

@@ -78,7 +78,7 @@ impl Pump {
         pool: &Arc<PipePool>,
         pulse: &Arc<Pulse>,
     ) -> Result<Self> {
-        let engine = Box::new(Engine::new(Arc::clone(pool)));
+        let engine = Box::new(Engine::new(Arc::clone(pool), limits.rate.is_some()));
         let mut driver = Driver::with_backend(src, dst, u64::MAX, engine)?;
         for (side, facts) in [
             (Side::Source, driver.src_facts()),

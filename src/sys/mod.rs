@@ -16,6 +16,7 @@ pub(crate) mod pipe;
 #[cfg(feature = "io-uring")]
 pub(crate) mod ring;
 pub(crate) mod sigpipe;
+pub(crate) mod socket;
 pub(crate) mod zerocopy;
 
 pub(crate) use aligned::AlignedBuf;

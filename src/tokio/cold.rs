@@ -11,7 +11,7 @@ use crate::sys::call;
 
 /// Brings what the next piece needs into the page cache, on the blocking pool, if it is not there,
 /// and limits the piece to that.
-pub(super) async fn warm_up<S>(driver: &mut Driver, src: &S, stride: &mut Stride) -> Result<()>
+pub(super) async fn warm_up<S>(driver: &mut Driver, src: &S, stride: &mut Stride<'_>) -> Result<()>
 where
     S: Readiness + ?Sized,
 {

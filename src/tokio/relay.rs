@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use ::tokio::time::{Sleep, sleep};
 
-use super::{Advance, Lent, Readiness, Stride, next};
+use super::{Advance, Lent, LowWater, Readiness, Stride, next};
 use crate::driver::Driver;
 use crate::error::Result;
 use crate::relay::{
@@ -49,8 +49,14 @@ pub async fn relay_with<A: Readiness, B: Readiness>(
 
 /// Advances a relay to its end. Dropping the future leaves it whole.
 ///
+/// While a TCP stream is steady, its socket's `SO_RCVLOWAT` is raised, to be woken less often; it is
+/// put back when the stream pauses for a millisecond, and when this future ends or is dropped.
+///
 /// # Errors
 /// As [`relay`](crate::relay()).
+///
+/// # Panics
+/// On a runtime without timers ([`enable_time`](::tokio::runtime::Builder::enable_time)).
 pub async fn drive_relay<A, B>(
     relay: &mut Relay<A, B>,
 ) -> std::result::Result<RelayReport, RelayError>
@@ -158,7 +164,10 @@ async fn flow<S: Readiness, D: Readiness>(
     dst: &D,
     stop: &AtomicBool,
 ) -> Result<()> {
-    let mut stride = Stride::default();
+    let mut stride = Stride {
+        low_water: LowWater::of(src.fd(), pump.driver()),
+        ..Stride::default()
+    };
     loop {
         let status = {
             let mut next = pin!(next(pump, src, dst, &mut stride));

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -122,13 +122,15 @@ impl Program {
         kill(self.pid(), signal).expect("it runs");
     }
 
-    /// Waits until it accepts nobody any more.
+    /// Waits until it accepts nobody any more: until then, its port is not to be had. (To connect
+    /// and see would leave it with one more connection to drain.)
     pub(crate) fn refuses(&self, address: SocketAddr) {
         let until = Instant::now() + PATIENCE;
-        while TcpStream::connect(address).is_ok() {
+        while TcpListener::bind(address).is_err() {
             assert!(Instant::now() < until, "it goes on listening");
             thread::sleep(Duration::from_millis(10));
         }
+        assert!(TcpStream::connect(address).is_err(), "somebody listens");
     }
 
     pub(crate) fn is_running(&mut self) -> bool {

@@ -105,7 +105,7 @@ pub(crate) fn sendfile(
 }
 
 /// splice(2) with no flag: `SPLICE_F_MORE` corks a socket for 200 ms unless more follows for
-/// certain, and `SPLICE_F_MOVE` does nothing.
+/// certain ([`splice_more`]), and `SPLICE_F_MOVE` does nothing.
 pub(crate) fn splice(
     src: BorrowedFd<'_>,
     src_offset: Option<u64>,
@@ -113,19 +113,34 @@ pub(crate) fn splice(
     dst_offset: Option<u64>,
     count: usize,
 ) -> io::Result<usize> {
+    let flags = SpliceFFlags::empty();
+    splice_with(src, src_offset, dst, dst_offset, count, flags)
+}
+
+/// splice(2) from a pipe to a socket, which may wait for what follows at once before it sends its
+/// last segment.
+pub(crate) fn splice_more(
+    pipe: BorrowedFd<'_>,
+    dst: BorrowedFd<'_>,
+    count: usize,
+) -> io::Result<usize> {
+    splice_with(pipe, None, dst, None, count, SpliceFFlags::SPLICE_F_MORE)
+}
+
+fn splice_with(
+    src: BorrowedFd<'_>,
+    src_offset: Option<u64>,
+    dst: BorrowedFd<'_>,
+    dst_offset: Option<u64>,
+    count: usize,
+    flags: SpliceFFlags,
+) -> io::Result<usize> {
     let count = count.min(MAX_COUNT);
     let src_offset = src_offset.map(loff).transpose()?;
     let dst_offset = dst_offset.map(loff).transpose()?;
     retry(|| {
         let (mut from, mut to) = (src_offset, dst_offset);
-        fcntl::splice(
-            src,
-            from.as_mut(),
-            dst,
-            to.as_mut(),
-            count,
-            SpliceFFlags::empty(),
-        )
+        fcntl::splice(src, from.as_mut(), dst, to.as_mut(), count, flags)
     })
 }
 
