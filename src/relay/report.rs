@@ -30,7 +30,8 @@ impl fmt::Display for Direction {
 /// Why a relay ended without an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RelayEnd {
-    /// Both directions have ended, or one did and [`HalfClose::CloseBoth`] was asked for.
+    /// Both directions have ended, or one did and
+    /// [`HalfClose::CloseBoth`](super::HalfClose::CloseBoth) was asked for.
     Closed,
     /// Nothing moved either way for as long as the idle limit allows.
     Idle,

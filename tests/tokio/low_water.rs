@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use zcio::relay::RelayOptions;
 use zcio::tokio::drive_relay;
 
-use crate::common::{Data, make};
+use crate::common::make;
 use crate::forms::{single, tcp};
 use crate::rig::{Net, Peer, pair, within};
 
