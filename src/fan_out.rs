@@ -12,6 +12,7 @@
 
 mod lane;
 mod options;
+mod report;
 
 use std::io;
 use std::os::fd::AsFd;
@@ -29,50 +30,12 @@ use crate::sys::{PrivatePipe, call};
 use lane::{Delivered, Lane};
 
 pub use options::{FanOutOptions, Lag};
+pub use report::{Branch, FanOutReport, FanOutStatus};
 
 /// Bytes in one round, and the size of each pipe.
 const ROUND: usize = 1 << 20;
 /// Bytes in one round by read(2).
 const BUFFER: usize = 256 << 10;
-/// What a fan-out did.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct FanOutReport {
-    /// Bytes taken from the source.
-    pub taken: u64,
-    /// How it ended; `Stopped` where no destination was left.
-    pub end: End,
-    /// What each destination got, in the order in which they were given.
-    pub branches: Vec<Branch>,
-}
-
-/// One destination's share.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct Branch {
-    /// Bytes delivered to it.
-    pub bytes: u64,
-    /// Why it got no more, if it failed: with the bytes that were taken for it and not delivered
-    /// by then. What was taken later is `taken` - `bytes` - those.
-    pub error: Option<Error>,
-}
-
-/// What [`FanOut::advance`] did.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum FanOutStatus {
-    /// Something moved.
-    Moved,
-    /// Nothing moved. Wait until the source is readable, or one of these destinations writable.
-    Blocked {
-        /// Whether the source is waited for.
-        source: bool,
-        /// The destinations waited for, by their place.
-        destinations: Vec<usize>,
-    },
-    /// All that was taken has been delivered to every destination that is left.
-    Finished(End),
-}
-
 /// A fan-out that can stop wherever the kernel would block, and go on.
 #[derive(Debug)]
 #[must_use = "a fan-out moves nothing until it is advanced"]
