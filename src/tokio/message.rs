@@ -64,16 +64,17 @@ where
             Status::Finished(_) => return Ok(core.report()),
             Status::Blocked(Side::Destination) if core.remaining() == 0 => dst.errored().await,
             Status::Blocked(Side::Destination) => dst.ready(Side::Destination).await,
-            Status::Blocked(Side::Source) => match core.next_file() {
-                Some((_, file, next, true)) if !fetched => {
-                    fetched = true;
-                    fetch(file, next.start, next.end - next.start).await
+            Status::Blocked(Side::Source) => {
+                match core.next_file() {
+                    Some((_, file, next, true)) if !fetched => {
+                        let done = fetch(file, next.start, next.end - next.start).await;
+                        done.map_err(|e| core.fail(Side::Source, e))?;
+                        fetched = true;
+                    }
+                    _ => ::tokio::task::yield_now().await,
                 }
-                _ => {
-                    ::tokio::task::yield_now().await;
-                    Ok(())
-                }
-            },
+                Ok(())
+            }
             Status::Moved(bytes) => {
                 fetched = false;
                 passed += LEAST.max(bytes.get() as u64);

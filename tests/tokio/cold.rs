@@ -25,13 +25,16 @@ const LEN: u64 = (37 << 20) + 12_345;
 /// The file that is looked at, by inode; 0 for none.
 static WATCHED: AtomicU64 = AtomicU64::new(0);
 
+/// Held by the test whose file that is.
+static WATCHING: Mutex<()> = Mutex::new(());
+
 /// What was done with it.
 static LOG: Mutex<Vec<Entry>> = Mutex::new(Vec::new());
 
 #[derive(Clone, Copy, Debug)]
 enum Entry {
-    /// Bytes brought into the cache.
-    Fetched(ThreadId, u64),
+    /// Bytes read, which brings them into the cache, and how many of their pages were missing.
+    Fetched(ThreadId, u64, u64),
     /// Bytes sent, and how many of their pages were missing just before.
     Sent(ThreadId, u64, u64),
 }
@@ -54,10 +57,15 @@ pub(crate) unsafe extern "C" fn pread64(
     count: usize,
     offset: libc::off64_t,
 ) -> isize {
+    let watched = is_watched(fd);
+    let missing = match watched {
+        true => missing(fd, offset.unsigned_abs(), 1).unwrap_or(0),
+        false => 0,
+    };
     // SAFETY: the caller's own arguments, for the very call that it meant.
     let result = unsafe { libc::syscall(libc::SYS_pread64, fd, buf, count, offset) };
-    if result > 0 && is_watched(fd) {
-        let entry = Entry::Fetched(thread::current().id(), result.unsigned_abs());
+    if result > 0 && watched {
+        let entry = Entry::Fetched(thread::current().id(), result.unsigned_abs(), missing);
         LOG.lock().expect("no panic").push(entry);
     }
     result as isize
@@ -142,6 +150,7 @@ fn chill(file: &File) -> Result<(), String> {
 #[test]
 fn what_is_cold_is_fetched_off_the_reactors_thread() {
     within(60, || {
+        let _watching = WATCHING.lock();
         let (data, file) = (Data::new(9), make::disk_file());
         for at in (0..LEN).step_by(1 << 20) {
             let piece = data.bytes(at, (LEN - at).min(1 << 20) as usize);
@@ -174,7 +183,7 @@ fn what_is_cold_is_fetched_off_the_reactors_thread() {
         let (mut fetched, mut sent, mut waits) = (0, 0, 0);
         for entry in LOG.lock().expect("no panic").drain(..) {
             match entry {
-                Entry::Fetched(who, bytes) => {
+                Entry::Fetched(who, bytes, _) => {
                     // One byte is how the end of a source is asked for.
                     assert!(who != here || bytes == 1, "fetched on the reactor's thread");
                     fetched += bytes;
@@ -197,6 +206,47 @@ fn what_is_cold_is_fetched_off_the_reactors_thread() {
             (LEN, 0),
             "a send would have waited for the disk"
         );
+    });
+}
+
+#[test]
+fn a_small_file_of_a_message_is_read_where_it_does_not_wait() {
+    within(60, || {
+        let _watching = WATCHING.lock();
+        let (data, file) = (Data::new(4), make::disk_file());
+        file.write_all_at(&data.bytes(0, 4096), 0).expect("room");
+        if let Err(reason) = chill(&file) {
+            return skipped("cold files", reason);
+        }
+        WATCHED.store(file.metadata().expect("a file").ino(), Ordering::Relaxed);
+        let (ours, mut theirs) = make::unix();
+        make::set_nonblocking(&ours, true);
+        let message = zcio::Message::new().bytes("header").file(&file, 1..4000);
+        single().block_on(async {
+            let dst = unix(ours.into());
+            // The first finds it cold, the second warm.
+            for _ in 0..2 {
+                let report = zcio::tokio::send(&message, &dst).await;
+                assert_eq!(report.expect("two ends").bytes, 6 + 3999);
+            }
+        });
+        WATCHED.store(0, Ordering::Relaxed);
+        let mut got = Vec::new();
+        theirs.read_to_end(&mut got).expect("a writer");
+        let once = [&b"header"[..], &data.bytes(1, 3999)].concat();
+        assert!(got == [&once[..], &once].concat());
+        let here = thread::current().id();
+        let mut beside = 0;
+        for entry in LOG.lock().expect("no panic").drain(..) {
+            match entry {
+                Entry::Fetched(who, _, missing) if who == here => {
+                    assert_eq!(missing, 0, "read from the disk on the reactor's thread");
+                }
+                Entry::Fetched(_, _, missing) => beside += missing,
+                Entry::Sent(..) => panic!("a small file goes along with its header"),
+            }
+        }
+        assert_eq!(beside, 1, "it was cold, and nobody else read it");
     });
 }
 
