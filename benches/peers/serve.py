@@ -128,6 +128,8 @@ def main():
             pid, port = ways[way]
             before = common.spent(pid)
             requests, seconds = wrk(port, "small", args.seconds, others)
+            if requests == 0:
+                sys.exit(f"{way}: no answer in {args.seconds} s: is the machine doing something else?")
             costs.setdefault(way, []).append((common.spent(pid) - before) * 1e6 / requests)
             return requests / seconds
 
