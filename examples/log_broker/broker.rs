@@ -49,7 +49,8 @@ type Found = (i16, i64, Option<Slice>);
 impl Broker {
     pub(crate) fn open(args: Args) -> io::Result<Self> {
         fs::create_dir_all(&args.dir)?;
-        let lock = File::create(args.dir.join("lock"))?;
+        // No topic has such a name.
+        let lock = File::create(args.dir.join("~lock"))?;
         let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| e)?;
         let mut topics = BTreeMap::new();
         for entry in fs::read_dir(&args.dir)? {
