@@ -217,6 +217,7 @@ impl Driver {
             }
             match self.step(limit, src, dst) {
                 Ok(Step::Moved(bytes)) => {
+                    self.proven = true;
                     let count = bytes.get() as u64;
                     if let Some(holes) = &mut self.holes {
                         holes.moved(count);
@@ -274,7 +275,6 @@ impl Driver {
         let count = bytes.get() as u64;
         self.delivered += count;
         self.end = End::Stopped;
-        self.proven = true;
         let backend = self.backend();
         // Each once, however often a relay's engine goes from one to the other and back.
         self.shares.add(backend, count);

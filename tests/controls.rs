@@ -9,6 +9,8 @@ mod child;
 mod common;
 #[path = "streams/lane.rs"]
 mod lane;
+#[path = "controls/planted.rs"]
+mod planted;
 #[path = "hazards/rlimit.rs"]
 mod rlimit;
 #[path = "streams/slow.rs"]

@@ -124,8 +124,14 @@ fn a_source_up_to_the_largest_offset() {
                     assert!(tail.starts_with(&held), "{case}");
                     match result {
                         Ok(report) => assert_eq!(report.bytes, 5000, "{case}: {report:?}"),
+                        // A mechanism forced may refuse what it cannot do; once it has served, what the
+                        // kernel says is the error. No page can be mapped that reaches to 2^63, and
+                        // Linux 5.10 tells of a hole just before it.
                         Err(error) => {
-                            assert_eq!(error.kind(), ErrorKind::Unfit, "{case}: {error}");
+                            let served = error.delivered() > 0;
+                            let beyond = number(&error) == Some(libc::EOVERFLOW);
+                            let refused = error.kind() == ErrorKind::Unfit || served && beyond;
+                            assert!(refused, "{case}: {error}");
                             assert!(!name.starts_with("the probe"), "{case}: {error}");
                         }
                     }

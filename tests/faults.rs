@@ -164,7 +164,12 @@ fn a_fault_while_waiting() {
                         "{}: call {at} of poll",
                         case.name()
                     );
-                    let looks = ambiguous && at % 2 == 1;
+                    let looks = match scene.polls_first() {
+                        // Before each of two calls, and when the second says EAGAIN first; then
+                        // the destination is waited for.
+                        true => at % 4 != 0,
+                        false => ambiguous && at % 2 == 1,
+                    };
                     let waits = Some(if looks { Side::Source } else { side });
                     let scene = Scene { waits, ..scene };
                     let met = Met {

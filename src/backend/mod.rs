@@ -22,8 +22,8 @@ use bytes::BytesMut;
 use nix::unistd::Whence;
 
 pub use crate::facts::{Facts, Kind};
-use crate::sys::call;
 use crate::sys::errno::{self, Call};
+use crate::sys::{call, socket};
 
 pub use copy_file_range::CopyFileRange;
 pub use direct::Direct;
@@ -409,8 +409,16 @@ fn blame(error: &io::Error) -> Option<Side> {
 /// destination. (Whoever waits for edges would wait for ever for one of a side that never blocked.)
 fn call_either(
     src: &Endpoint<'_>,
+    dst: &Endpoint<'_>,
     mut call: impl FnMut() -> io::Result<usize>,
 ) -> Result<io::Result<usize>, Result<Step, Fault>> {
+    if dst.kind() == Kind::Pipe && src.kind().is_socket() && !src.facts().is_nonblocking() {
+        match wait_without_lock(src) {
+            Ok(true) => {}
+            Ok(false) => return Err(Ok(Step::Blocked(Side::Source))),
+            Err(e) => return Err(Err(Fault::new(Side::Source, e))),
+        }
+    }
     let mut asked = false;
     loop {
         match call() {
@@ -426,6 +434,22 @@ fn call_either(
                 }
             }
             other => return Ok(other),
+        }
+    }
+}
+
+/// Waits for a blocking socket before the call that moves its bytes into the caller's pipe. Waiting
+/// itself, that call would hold the pipe's lock: whoever reads the pipe would wait along, and what
+/// it holds already would not arrive before more comes. `false`: the socket's own time limit ran out.
+fn wait_without_lock(src: &Endpoint<'_>) -> io::Result<bool> {
+    if call::is_ready(src.fd(), false)? {
+        return Ok(true);
+    }
+    let limit = socket::timeout(src.fd(), libc::SO_RCVTIMEO);
+    loop {
+        let ready = call::poll(src.fd(), false, limit)?;
+        if ready || limit.is_some() {
+            return Ok(ready);
         }
     }
 }

@@ -4,12 +4,18 @@
 //! the file shows through until the reader has taken them. To another file the kernel copies each
 //! page, through an inner pipe of 16 slots, which costs more than splice(2) through a large one.
 //! Since Linux 5.12 a pipe may be fed from any descriptor that splice(2) can read.
+//!
+//! What it counts as sent has left the file for the socket, on every kernel, and arrives. Up to
+//! Linux 5.10, though, a piece that comes out shorter than it was asked for goes to TCP with
+//! `MSG_MORE`, which holds it back for 200 ms. So TCP is never asked for more than the file is believed
+//! to hold; and where that turns out wrong, because the file was cut meanwhile, the piece is
+//! pushed on as soon as the end is seen.
 
 use std::num::NonZeroUsize;
 
 use super::{Backend, Endpoint, Fault, Kind, Side, Step, Unfit, ZeroCopyTransfer};
-use crate::sys::call;
 use crate::sys::errno::Call;
+use crate::sys::{call, socket};
 
 /// The most that one call is asked for: on a socket that takes 10 Gbit/s, 2 ms. A larger count
 /// saves nothing that can be measured, and would let one fast peer, or a slow disk, hold up the
@@ -22,6 +28,8 @@ pub struct Sendfile {
     /// Bytes believed to lie before the end of the file.
     left: u64,
     started: bool,
+    /// The last call to TCP moved less than it was asked for: what it moved may be held back.
+    short: bool,
 }
 
 impl Sendfile {
@@ -30,9 +38,7 @@ impl Sendfile {
         Self::default()
     }
 
-    /// How much to ask for. Kernels before 6.5 send the last piece with `MSG_MORE` when the count
-    /// goes beyond the end of the file, and TCP then holds it back for 200 ms: so towards TCP,
-    /// never ask for more than the file is believed to hold.
+    /// How much to ask for: towards TCP, never more than the file is believed to hold.
     fn count(&mut self, src: &Endpoint<'_>, dst: &Endpoint<'_>, limit: usize) -> usize {
         let limit = limit.min(FAIR);
         if dst.kind() != Kind::Tcp || !src.kind().is_cached() {
@@ -85,9 +91,13 @@ impl ZeroCopyTransfer for Sendfile {
     ) -> Result<Step, Fault> {
         let count = self.count(src, dst, limit.get());
         let sendfile = || call::sendfile(dst.fd(), src.fd(), src.offset(), count);
-        match super::call_either(src, sendfile) {
+        match super::call_either(src, dst, sendfile) {
             Ok(Ok(n)) => {
                 self.left = self.left.saturating_sub(n as u64);
+                if n == 0 && self.short {
+                    socket::push(dst.fd());
+                }
+                self.short = dst.kind() == Kind::Tcp && n < count;
                 Ok(super::moved_or_ended(n))
             }
             Err(blocked) => blocked,

@@ -12,7 +12,8 @@
 //!
 //! While a call out of the caller's own pipe waits for a blocking socket, the kernel holds that
 //! pipe's lock: whoever writes to the pipe waits along, O_NONBLOCK or not. With a non-blocking
-//! socket nobody does.
+//! socket nobody does. The other way round, where it would keep a reader from bytes that are in the
+//! pipe already, a blocking socket is waited for by poll(2) first, at the cost of that call.
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -108,7 +109,7 @@ impl Splice {
     fn direct(src: &Endpoint<'_>, dst: &Endpoint<'_>, limit: usize) -> Result<Step, Fault> {
         let (from, to) = (src.offset(), dst.offset());
         let splice = || call::splice(src.fd(), from, dst.fd(), to, limit.min(FAIR));
-        match super::call_either(src, splice) {
+        match super::call_either(src, dst, splice) {
             Ok(Ok(n)) => Ok(super::moved_or_ended(n)),
             Err(blocked) => blocked,
             Ok(Err(e)) => super::unfit_or_fault(Call::Splice, super::side_of(src, dst, &e), e),

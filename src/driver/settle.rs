@@ -12,8 +12,8 @@ use super::start::instance;
 use crate::backend::{Backend, Fault, Kind, ReadWrite, Side, Unfit};
 use crate::error::{Error, ErrorKind, Result};
 use crate::probe::Queue;
-use crate::sys::call;
 use crate::sys::errno::{self, Call};
+use crate::sys::{call, socket};
 
 impl Driver {
     /// Whether a backend's first 0 is the end. On procfs, FUSE and overlay, splice(2) and its kin
@@ -154,7 +154,7 @@ impl Driver {
         let socket_timed_out = pause.is_none()
             && place.facts.kind().is_socket()
             && !place.facts.is_nonblocking()
-            && call::has_timeout(fd, limit);
+            && socket::timeout(fd, limit).is_some();
         let result = if socket_timed_out {
             Err(timed_out(Some(side)))
         } else if let Some(until) = pause {

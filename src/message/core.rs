@@ -16,7 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::probe::{self, Probe};
 use crate::report::{End, Report, Shares, Status};
 use crate::sys::aligned::{self, AlignedBuf};
-use crate::sys::{call, errno, gather, sigpipe, zerocopy};
+use crate::sys::{call, errno, gather, sigpipe, socket, zerocopy};
 
 /// Files up to this go along with the memory around them, by pread(2) and one gather. CPU per
 /// message on loopback with a header of 200 bytes, in us, so against two calls (sendmsg(2) and
@@ -365,7 +365,7 @@ impl<'a> Core<'a> {
         let timed_out = || {
             // A blocking socket answers EAGAIN only when its own time limit has run out.
             let blocking = self.facts.kind().is_socket() && !self.facts.is_nonblocking();
-            blocking && call::has_timeout(dst, libc::SO_SNDTIMEO)
+            blocking && socket::timeout(dst, libc::SO_SNDTIMEO).is_some()
         };
         let result = match (&mut self.file, self.parts.get(self.index)) {
             (Some((_, driver)), Some(Part::File { file, .. })) if at_driver => {

@@ -34,12 +34,23 @@ pub(super) fn count(calls: u64) {
     MADE.set(MADE.get() + calls);
 }
 
+/// ENOTSUPP: what the kernel calls EOPNOTSUPP within itself, and lets out here and there
+/// (`SO_ZEROCOPY` on a UNIX socket of Linux 5.10, some drivers and filesystems).
+const ENOTSUPP: i32 = 524;
+
 /// Runs one call until it is not interrupted (EINTR).
 pub(super) fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> io::Result<T> {
     loop {
         count(1);
         match call() {
             Err(Errno::EINTR) => {}
+            // A number that nix has no name for: without this it would say "success".
+            Err(Errno::UnknownErrno) => {
+                return Err(io::Error::from_raw_os_error(match Errno::last_raw() {
+                    ENOTSUPP => libc::EOPNOTSUPP,
+                    number => number,
+                }));
+            }
             other => return other.map_err(io::Error::from),
         }
     }
@@ -119,5 +130,22 @@ pub(crate) fn shutdown(fd: BorrowedFd<'_>, how: Shutdown) -> io::Result<()> {
     match retry(|| nix::sys::socket::shutdown(fd.as_raw_fd(), how)) {
         Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => Ok(()),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_without_a_name_is_no_success() {
+        for (given, told) in [(ENOTSUPP, libc::EOPNOTSUPP), (4000, 4000)] {
+            let error = retry(|| {
+                Errno::set_raw(given);
+                Errno::result(-1)
+            });
+            let number = error.expect_err("it failed").raw_os_error();
+            assert_eq!(number, Some(told));
+        }
     }
 }

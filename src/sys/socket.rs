@@ -1,12 +1,53 @@
-//! What a socket says of its receive queue, and how much of it is worth a wake-up.
+//! What sockets are told, what they hold, and how long they wait.
 #![allow(unsafe_code)]
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
 
 use nix::errno::Errno;
 
-use super::call::retry;
+use super::call::{get_socket_option, retry};
+
+/// The time limit (`SO_RCVTIMEO` or `SO_SNDTIMEO`), if one is set.
+pub(crate) fn timeout(fd: BorrowedFd<'_>, name: libc::c_int) -> Option<Duration> {
+    let mut value = libc::timeval {
+        tv_sec: 0,
+        tv_usec: 0,
+    };
+    get_socket_option(fd, libc::SOL_SOCKET, name, &mut value).ok()?;
+    let limit = Duration::from_secs(value.tv_sec.unsigned_abs())
+        + Duration::from_micros(value.tv_usec.unsigned_abs());
+    (!limit.is_zero()).then_some(limit)
+}
+
+/// Has TCP send what it holds back because more was said to follow (`MSG_MORE`). A socket that the
+/// caller has corked stays so.
+pub(crate) fn push(fd: BorrowedFd<'_>) {
+    let (level, cork) = (libc::IPPROTO_TCP, libc::TCP_CORK);
+    let mut corked: libc::c_int = 0;
+    if get_socket_option(fd, level, cork, &mut corked).is_ok() && corked == 0 {
+        // Off, as it is: that sends what is held back. Where it fails, the kernel's timer does,
+        // 200 ms later.
+        let _ = set(fd, level, cork, 0);
+    }
+}
+
+/// Sets an option that is an integer.
+pub(super) fn set(
+    fd: BorrowedFd<'_>,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
+    let len = size_of::<libc::c_int>() as libc::socklen_t;
+    retry(|| {
+        let value = (&raw const value).cast();
+        // SAFETY: `value` is one int, which outlives the call, and the kernel only reads it.
+        let result = unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, value, len) };
+        Errno::result(result).map(drop)
+    })
+}
 
 /// Bytes that can be read at once (FIONREAD).
 pub(crate) fn readable(fd: BorrowedFd<'_>) -> io::Result<usize> {
@@ -23,17 +64,5 @@ pub(crate) fn readable(fd: BorrowedFd<'_>) -> io::Result<usize> {
 /// an error always are, and so is a receive window that is full.
 #[cfg(feature = "tokio")]
 pub(crate) fn set_low_water(fd: BorrowedFd<'_>, bytes: libc::c_int) -> io::Result<()> {
-    retry(|| {
-        // SAFETY: the option's value is one integer, which outlives the call.
-        let result = unsafe {
-            libc::setsockopt(
-                fd.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_RCVLOWAT,
-                (&raw const bytes).cast(),
-                size_of::<libc::c_int>() as libc::socklen_t,
-            )
-        };
-        Errno::result(result).map(drop)
-    })
+    set(fd, libc::SOL_SOCKET, libc::SO_RCVLOWAT, bytes)
 }

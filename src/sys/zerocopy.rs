@@ -13,6 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
 use super::call::{get_socket_option, retry};
+use super::socket;
 
 /// `SO_EE_ORIGIN_ZEROCOPY`: the notification is of sends with `MSG_ZEROCOPY`.
 const ZEROCOPY: u8 = 5;
@@ -22,20 +23,7 @@ const COPIED: u8 = 1;
 /// Allows `MSG_ZEROCOPY` on this socket: a socket option, which stays set. Returns the number by
 /// which the kernel knows the socket (`SO_COOKIE`), never given to another one.
 pub(crate) fn allow(fd: BorrowedFd<'_>) -> io::Result<u64> {
-    let on: libc::c_int = 1;
-    retry(|| {
-        // SAFETY: SO_ZEROCOPY reads one int, which outlives the call.
-        let result = unsafe {
-            libc::setsockopt(
-                fd.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_ZEROCOPY,
-                (&raw const on).cast(),
-                size_of::<libc::c_int>() as libc::socklen_t,
-            )
-        };
-        Errno::result(result)
-    })?;
+    socket::set(fd, libc::SOL_SOCKET, libc::SO_ZEROCOPY, 1)?;
     let mut cookie = 0_u64;
     get_socket_option(fd, libc::SOL_SOCKET, libc::SO_COOKIE, &mut cookie)?;
     Ok(cookie)

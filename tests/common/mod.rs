@@ -71,7 +71,9 @@ pub fn kernel_can(backend: Backend, src: impl AsFd, dst: impl AsFd) -> bool {
     let able = match backend {
         Backend::Direct => {
             let direct = |fd, flags| make::reopen(fd, flags | OFlag::O_DIRECT).is_ok();
-            direct(src.as_fd(), OFlag::O_RDONLY) || direct(dst.as_fd(), OFlag::O_WRONLY)
+            // What appends is written as it is opened.
+            let appends = make::flags(&dst).contains(OFlag::O_APPEND);
+            direct(src.as_fd(), OFlag::O_RDONLY) || !appends && direct(dst.as_fd(), OFlag::O_WRONLY)
         }
         Backend::Sendfile => {
             let result = nix::sys::sendfile::sendfile64(dst.as_fd(), src.as_fd(), None, 0);
@@ -80,7 +82,16 @@ pub fn kernel_can(backend: Backend, src: impl AsFd, dst: impl AsFd) -> bool {
         _ => true,
     };
     if !able {
-        skipped(backend.name(), "this kernel cannot do it for such a pair");
+        let what = |fd| match zcio::backend::Facts::new(fd) {
+            Ok(_) if make::is_tmpfs(fd) => "a file in memory".to_owned(),
+            Ok(facts) => facts.kind().to_string(),
+            Err(e) => e.to_string(),
+        };
+        let (from, to) = (what(src.as_fd()), what(dst.as_fd()));
+        skipped(
+            &format!("{backend} from {from} to {to}"),
+            "this kernel cannot do it",
+        );
     }
     able
 }

@@ -24,6 +24,14 @@ impl Pulse {
     }
 }
 
+/// How many times as long as on the machine itself things may take: `ZCIO_PATIENCE` in the
+/// environment, for slow ones such as an emulated processor. Only how long it takes to notice that
+/// something hangs depends on it, never what passes.
+pub fn patience() -> u64 {
+    let set = std::env::var("ZCIO_PATIENCE").ok();
+    set.and_then(|times| times.parse().ok()).unwrap_or(1)
+}
+
 /// Runs `body` in a thread with a descriptor table of its own, and ends the whole process where it
 /// neither ends nor reports anything for `seconds`: a transfer that never ends may fill a disk
 /// meanwhile, and nothing else stops it.
@@ -54,6 +62,7 @@ pub fn watched<T: Send + 'static>(
         own_table(None);
         body(&Pulse(sender))
     });
+    let seconds = seconds * patience();
     let mut last = "the beginning".to_owned();
     loop {
         match reports.recv_timeout(Duration::from_secs(seconds)) {

@@ -72,16 +72,21 @@ impl ZeroCopyTransfer for SpliceLoop {
     ) -> Result<Step, Fault> {
         let limit = limit.get();
         // This one reads ahead, to keep the pipe full; the others fill it when it is empty.
-        let eager = self.flaw == Flaw::ForgetsThePipe && self.held < PIPE.min(limit) / 2;
-        if self.held == 0 || eager {
+        let eager = self.flaw == Flaw::ForgetsThePipe;
+        while self.held == 0 || eager && self.held < PIPE.min(limit) / 2 {
             let count = PIPE.min(limit) - self.held;
-            match splice(src.fd(), None, &self.pipe.1, None, count, self.flags()) {
+            // A pipe that has no slot left is not waited for.
+            let flags = match self.held {
+                0 => self.flags(),
+                _ => self.flags() | SpliceFFlags::SPLICE_F_NONBLOCK,
+            };
+            match splice(src.fd(), None, &self.pipe.1, None, count, flags) {
                 Ok(0) => return Ok(Step::Ended),
                 Ok(n) => self.held += n,
                 Err(nix::Error::EAGAIN) if self.held == 0 => {
                     return Ok(Step::Blocked(Side::Source));
                 }
-                Err(nix::Error::EAGAIN) => {}
+                Err(nix::Error::EAGAIN) => break,
                 Err(e) => return Err(of_errno(Side::Source, e)),
             }
         }

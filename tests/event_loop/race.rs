@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use zcio::{Backend, Side, Status};
 
 use crate::common::within;
-use crate::lane::{Kind, Lane, STREAMS, by, case};
+use crate::lane::{Lane, STREAMS, by, case, engines};
 
 thread_local! {
     /// What happens once, in this thread, right after the kernel has answered EAGAIN.
@@ -66,14 +66,10 @@ fn bytes_that_arrive_just_after_eagain_are_not_blamed_on_the_destination() {
     within(30, |pulse| {
         for from in STREAMS {
             for to in STREAMS {
-                for engine in [Backend::Splice, Backend::Sendfile, Backend::ReadWrite] {
-                    let serves =
-                        engine != Backend::Sendfile || (from != Kind::Pipe && to == Kind::Pipe);
-                    if serves {
-                        let case = case(from, to, Some(engine));
-                        pulse.at(&case);
-                        arrives_late(&case, Lane::new(from, to, 0).nonblocking(), engine);
-                    }
+                for engine in engines(from, to).into_iter().flatten() {
+                    let case = case(from, to, Some(engine));
+                    pulse.at(&case);
+                    arrives_late(&case, Lane::new(from, to, 0).nonblocking(), engine);
                 }
             }
         }

@@ -4,6 +4,7 @@ use zcio::{Backend, End as Ending, Side};
 
 use crate::bench::End;
 use crate::case::{Case, Run};
+use crate::common::skipped;
 use crate::plan::{Answer, Site};
 
 /// What must become of one transfer that meets one fault.
@@ -47,9 +48,17 @@ impl Scene {
         }
     }
 
-    /// The backend at work that the first gave way to, in a run in which it did.
+    /// The backend at work that the first gave way to, in a run in which it did. Where the kernel
+    /// refuses the pair to that one as well, it is said so aloud: that is a third one's scene.
     pub(crate) fn second(case: &Case, run: &Run) -> Option<Self> {
         let report = run.result.as_ref().ok()?;
+        if let [_, refused, ..] = report.refused() {
+            skipped(
+                &format!("fallback of {}", case.name()),
+                format!("refused here: {refused:?}"),
+            );
+            return None;
+        }
         let backend = report.shares().last()?.0;
         let last = case.chain.last() == Some(&backend);
         Some(Self {
@@ -63,6 +72,12 @@ impl Scene {
     /// looked at, and where it is ready the call is made once more.
     pub(crate) fn is_ambiguous(&self, site: Site) -> bool {
         matches!(site, Site::Splice | Site::Sendfile) && self.pair.0 != End::File
+    }
+
+    /// Whether the source is waited for before each call, which would wait with the pipe locked.
+    pub(crate) fn polls_first(&self) -> bool {
+        let pipes = matches!(self.backend, Backend::Splice | Backend::Sendfile);
+        pipes && matches!(self.pair, (End::Tcp | End::Unix, End::Pipe))
     }
 
     /// The side that blocks where a call of this site does, both sides being ready: none of them is
@@ -98,7 +113,14 @@ impl Scene {
         };
         match (errno, site) {
             (libc::EINTR, _) | (libc::EAGAIN, Site::Poll) => Expect::All,
-            (_, Site::Poll) => Expect::Fails(self.waits),
+            // Asked before the call, it is as if the call itself had failed.
+            (libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP | libc::EPERM, Site::Poll)
+            | (libc::ENOMEM, Site::Poll)
+                if self.waits.is_none() =>
+            {
+                or_fails(Some(Side::Source))
+            }
+            (_, Site::Poll) => Expect::Fails(self.waits.or(Some(Side::Source))),
             // Whatever it is: bytes go through the pipe that there is.
             (_, Site::PipeSize | Site::Reclaim) => Expect::All,
             // A pipe that is not to be had is no fault of either side.

@@ -132,16 +132,11 @@ fn change_under_way(case: &str, to: Kind, engine: Option<Backend>, explicit: boo
     };
     let delivered = transfer.delivered();
     drop(transfer);
-    arrived.extend(lane.take_unchecked(4 << 20));
-    if to == Kind::File {
-        arrived = contents(&lane.dst);
-    }
+    let data = lane.data;
+    let (src, rest) = lane.close();
+    arrived.extend(rest);
     if !explicit {
-        assert_eq!(
-            position(&lane.src),
-            delivered,
-            "{case}: the source's position"
-        );
+        assert_eq!(position(&src), delivered, "{case}: the source's position");
     }
     ended(case, backend, &outcome, delivered, &after, at_change, taken);
 
@@ -156,7 +151,7 @@ fn change_under_way(case: &str, to: Kind, engine: Option<Backend>, explicit: boo
     let gone = |position| position >= after.size || matches!(change, Change::Replace);
     let (before, rest) = arrived.split_at(arrived.len().min(taken as usize));
     let (old, new) = (
-        lane.data.bytes(0, before.len()),
+        data.bytes(0, before.len()),
         after.data.bytes(0, before.len()),
     );
     let changed = before

@@ -2,13 +2,14 @@
 //! 200 ms. The one bound on time in these tests, and a wide one.
 
 use std::num::NonZeroUsize;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use zcio::Backend;
+use nix::fcntl::OFlag;
+use zcio::{Backend, ErrorKind, Status};
 
-use crate::arrival::in_time;
-use crate::common::within;
-use crate::lane::{Kind, by, case, engines};
+use crate::arrival::{in_time, in_time_by};
+use crate::common::{make, within};
+use crate::lane::{Kind, Lane, by, case, engines};
 
 #[test]
 fn the_last_piece_is_not_held_back() {
@@ -37,6 +38,58 @@ fn the_last_piece_is_not_held_back() {
         }
         println!("the slowest arrival of the accepted ones: {worst:?}");
     });
+}
+
+/// Nor is it where the source turns out shorter than it was: what the kernel was asked for in vain
+/// must not keep back what it sent. (Linux 5.10 holds back all that comes out shorter than asked.)
+#[test]
+fn the_last_piece_of_a_source_that_is_cut_is_not_held_back() {
+    within(20, |pulse| {
+        for engine in engines(Kind::File, Kind::Tcp) {
+            let case = case(Kind::File, Kind::Tcp, engine);
+            pulse.at(&case);
+            let took = in_time_by(|| cut_under_way(&case, engine));
+            took.unwrap_or_else(|late| panic!("{case}: {late}"));
+        }
+    });
+}
+
+/// How long after the end of a transfer its last byte arrives, the source having been cut to a few
+/// bytes behind what had been taken when the destination was full.
+fn cut_under_way(case: &str, engine: Option<Backend>) -> Duration {
+    let mut lane = Lane::new(Kind::File, Kind::Tcp, 12 << 20).nonblocking();
+    let others = make::reopen(&lane.src, OFlag::O_RDWR).expect("a second description");
+    let (src, dst) = lane.ends();
+    let mut transfer = by(engine).start(src, dst, u64::MAX).expect(case);
+    let (mut received, mut cut) = (0, false);
+    loop {
+        match transfer.advance() {
+            Ok(Status::Moved(_)) => {}
+            Ok(Status::Blocked(side)) => {
+                if !std::mem::replace(&mut cut, true) {
+                    let taken = transfer.delivered() + transfer.in_flight();
+                    nix::unistd::ftruncate(&others, taken as i64 + 700).expect("ftruncate(2)");
+                }
+                received += lane.take_unchecked(4 << 20).len() as u64;
+                assert!(
+                    lane.is_ready(side, 10_000),
+                    "{case}: stalled for the {side}"
+                );
+            }
+            Ok(Status::Finished(_)) => break,
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::SourceTruncated, "{case}: {error}");
+                break;
+            }
+        }
+    }
+    let end = Instant::now();
+    assert!(cut, "{case}: it never blocked");
+    while received < transfer.delivered() {
+        assert!(end.elapsed() < Duration::from_secs(10), "{case}: lost");
+        received += lane.take_unchecked(4 << 20).len() as u64;
+    }
+    end.elapsed()
 }
 
 /// The backends are named once, so that a new one is not forgotten here.

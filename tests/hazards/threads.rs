@@ -116,6 +116,35 @@ fn shutting_a_source_ends_the_wait_for_it() {
     });
 }
 
+/// While a call that fills a pipe waits for its source, the kernel keeps the pipe locked: so the
+/// wait must be elsewhere, or what has been delivered cannot be read before more comes.
+#[test]
+fn a_reader_of_the_pipe_does_not_wait_for_the_source() {
+    const ROUNDS: u64 = 500;
+    within(30, |pulse| {
+        for from in [Kind::Tcp, Kind::Unix] {
+            for engine in engines(from, Kind::Pipe) {
+                let case = case(from, Kind::Pipe, engine);
+                pulse.at(&case);
+                let mut lane = Lane::new(from, Kind::Pipe, 0);
+                let moving = moving(&lane, engine);
+                // Each byte is read before there is another one.
+                for round in 1..=ROUNDS {
+                    assert_eq!(lane.feed(1, 1, ROUNDS), 1, "{case}");
+                    while lane.received < round {
+                        lane.take(1);
+                        std::thread::yield_now();
+                    }
+                }
+                lane.end();
+                let report = moving.join().expect("no panic").expect(&case);
+                assert_eq!(report.bytes, ROUNDS, "{case}");
+                lane.settle(&case, ROUNDS, &[]);
+            }
+        }
+    });
+}
+
 /// A way out of a transfer.
 #[derive(Clone, Copy, Debug)]
 enum Exit {

@@ -5,9 +5,9 @@ use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
-use zcio::{Backend, End, Side, Status};
+use zcio::{Backend, End, Report, Side, Status};
 
-use super::cell::{Cell, Ends, Sheet, content, fails, is_unfit, is_whole, options, outcome};
+use super::cell::{Cell, Ends, Moved, Sheet, content, fails, is_unfit, is_whole, options, outcome};
 use super::disk::{BLOCK, Disk, Fs};
 use super::full::shares_by_itself;
 use super::plain::on_each;
@@ -40,6 +40,10 @@ pub(crate) fn cut(pulse: &Pulse) {
         drop(disk.destination("destination"));
         disk.sync();
         disk.cut(at);
+        if !disk.errs_at(LEN, BAD) {
+            let what = format!("root bad block on {}", disk.fs.name());
+            return skipped(&what, "the loop device makes up what its image has lost");
+        }
         // Extents cannot be shared on a device that takes no more writes.
         let same = [Ends::Same].into_iter().filter(|_| !disk.fs.shares());
         for ends in Ends::FROM_IT.into_iter().chain(same) {
@@ -92,6 +96,12 @@ fn unreadable(disk: &Disk, sheet: &mut Sheet, ends: Ends, content: &Content) {
         let result = cell.run(source, destination)?;
         if backend.is_some_and(|b| !ends.served_by(b, disk, false)) {
             is_unfit(&result)?;
+        } else if disk.fs == Fs::Fuse && ends_there(disk, &result) {
+            let what = "root bad block on fuse";
+            skipped(
+                what,
+                "read(2) gives the end of the file there, and no error",
+            );
         } else {
             let delivered = fails(&result, Side::Source, &[libc::EIO])?;
             // The kernel reads some pages at once, and the device's own reads are one each: all of
@@ -103,6 +113,14 @@ fn unreadable(disk: &Disk, sheet: &mut Sheet, ends: Ends, content: &Content) {
         }
         Ok(outcome(backend, &result))
     });
+}
+
+/// Whether a transfer ended where a bare read(2) sees the end as well: some kernels take the short
+/// answer of a daemon for that, and make the file shorter.
+fn ends_there(disk: &Disk, result: &Moved) -> bool {
+    let file = File::open(disk.source_path(LEN)).expect("a source made before");
+    let at = |report: &Report| file.read_at(&mut [0], report.bytes);
+    matches!(result, Ok(report) if report.bytes <= BAD && matches!(at(report), Ok(0)))
 }
 
 /// The whole filesystem goes down between two steps, under the source or under the destination.
@@ -220,7 +238,16 @@ fn broken_midway(
         }
         content.check(0, &held)?;
     }
+    let bystander = into_it.then(|| disk.destination("bystander"));
     harm(disk);
+    if let (Some(bystander), [libc::EROFS]) = (&bystander, errnos) {
+        // Some kernels let those write on who have a file open.
+        if nix::unistd::write(bystander, b"on").is_ok() {
+            let what = format!("root made read-only by an error, {}", disk.fs.name());
+            skipped(&what, "open files are written to all the same");
+            return Ok("written to".to_owned());
+        }
+    }
     let result = loop {
         match transfer.advance() {
             Ok(Status::Moved(_)) => {}

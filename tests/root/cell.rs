@@ -92,6 +92,8 @@ impl Ends {
                 self.source_is_file() && !(by_offset && self.destination_is_file())
             }
             Backend::Mmap => self.source_is_file(),
+            // A memfd takes it where tmpfs does, and then so does every disk here.
+            Backend::Direct => disk.takes_direct,
             _ => true,
         }
     }

@@ -24,6 +24,9 @@ enum Has {
 /// Every backend, with O_DIRECT set by the caller on one side or both, or asked for by the options.
 pub(crate) fn unaligned(pulse: &Pulse) {
     on_each("O_DIRECT", pulse, &Fs::ALL, 96, |disk, sheet| {
+        if !disk.takes_direct {
+            return;
+        }
         for size in SIZES {
             drop(disk.source(content(size)));
         }

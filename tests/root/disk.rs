@@ -8,11 +8,13 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{FcntlArg, PosixFadviseAdvice, SealFlag, fcntl, posix_fadvise};
+use nix::fcntl::{FcntlArg, OFlag, PosixFadviseAdvice, SealFlag, fcntl, posix_fadvise};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::child::{ROOM, need, run};
-use crate::common::{Content, Data, Destination, DestinationKind, Source, SourceKind, make};
+use crate::common::{
+    Content, Data, Destination, DestinationKind, Source, SourceKind, make, skipped,
+};
 
 /// A filesystem that is tested on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +73,8 @@ pub(crate) struct Disk {
     below: Option<Box<Disk>>,
     /// The image under its loop device, and the device's name.
     image: Option<(File, String)>,
+    /// Whether files can be opened with O_DIRECT; tmpfs learned it with Linux 6.6.
+    pub(crate) takes_direct: bool,
 }
 
 impl Disk {
@@ -84,6 +88,7 @@ impl Disk {
             dir,
             below: None,
             image: None,
+            takes_direct: false,
         };
         let target = disk.dir.to_str().expect("a plain path").to_owned();
         match fs {
@@ -129,7 +134,19 @@ impl Disk {
                 disk.below = Some(Box::new(below));
             }
         }
+        disk.takes_direct = disk.is_direct_taken();
         Ok(disk)
+    }
+
+    /// Tries it, and says aloud where it is not so.
+    fn is_direct_taken(&self) -> bool {
+        let sample = self.destination("sample");
+        let again = make::reopen(&sample, OFlag::O_RDWR | OFlag::O_DIRECT);
+        self.remove("sample");
+        if let Err(e) = &again {
+            skipped(&format!("root O_DIRECT on {}", self.fs.name()), e);
+        }
+        again.is_ok()
     }
 
     fn format(&mut self, mib: u64, mkfs: &str, options: &[&str]) -> Result<(), String> {
@@ -287,6 +304,17 @@ impl Disk {
         // Else the next write behind the cut would make the image longer again.
         let seal = FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_GROW);
         fcntl(image, seal).expect("F_ADD_SEALS");
+    }
+
+    /// Whether reading what was cut off gives an error. The loop device of some kernels makes up
+    /// zeros for it, and for all else that the same request was to read. Asked below FUSE, which
+    /// remembers a short read as the file's end.
+    pub(crate) fn errs_at(&self, len: u64, at: u64) -> bool {
+        let file = File::open(self.home(&source_name(len))).expect("a source made before");
+        drop_cached(&file);
+        let result = file.read_exact_at(&mut [0; BLOCK], at);
+        drop_cached(&file);
+        result.is_err()
     }
 
     /// Flips every bit of one byte on the device.

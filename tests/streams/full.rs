@@ -6,7 +6,9 @@ use std::path::Path;
 use zcio::{Backend, ErrorKind, Side, TransferOptions};
 
 use crate::child;
-use crate::common::{Before, Claim, Data, DestinationKind, SourceKind, make, within};
+use crate::common::{
+    Before, Claim, Data, DestinationKind, SourceKind, kernel_can, make, skipped, within,
+};
 use crate::lane::by;
 
 const ROOM: u64 = 1 << 20;
@@ -26,7 +28,18 @@ fn what_does_not_fit_is_handed_back() {
                 SourceKind::Unix,
             ] {
                 for destination in [DestinationKind::DiskFile, DestinationKind::DirectFile] {
-                    for engine in serving(source, destination) {
+                    let sample = source.make(Data::new(24), 10).expect("a source");
+                    let room = match destination.make() {
+                        Ok(room) => room,
+                        Err(e) => {
+                            skipped(&format!("{destination:?} on a full tmpfs"), e);
+                            continue;
+                        }
+                    };
+                    let able = |engine: &Option<Backend>| {
+                        engine.is_none_or(|backend| kernel_can(backend, &sample, &room))
+                    };
+                    for engine in serving(source, destination).into_iter().filter(able) {
                         let case = format!("{source:?} to {destination:?} by {engine:?}");
                         pulse.at(&case);
                         overfill(&case, source, destination, engine);
@@ -92,6 +105,9 @@ fn copied_within(mount: &Path) {
         let case = format!("within {} by {backend}", mount.display());
         let source = SourceKind::DiskFile.make(Data::new(26), len).expect(&case);
         let destination = DestinationKind::DiskFile.make().expect(&case);
+        if !kernel_can(backend, &source, &destination) {
+            continue;
+        }
         let before = Before::new(&source, &destination);
         let result =
             TransferOptions::new()

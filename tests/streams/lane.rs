@@ -12,7 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::socket::{setsockopt, sockopt};
 use zcio::{Backend, Side, TransferOptions};
 
-use crate::common::{Data, make};
+use crate::common::{Data, kernel_can, make};
 
 /// The kinds of ends that bytes commonly travel between.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +30,8 @@ pub const KINDS: [Kind; 4] = [Kind::File, Kind::Pipe, Kind::Tcp, Kind::Unix];
 pub const SEGMENT: usize = 1448;
 
 /// The backends that serve the pair, and `None` for the probe's choice. Written out, so that a
-/// backend that stops serving a pair fails here instead of going untested.
+/// backend that stops serving a pair fails here instead of going untested; where it is the kernel
+/// that cannot do it, that is found out by trying, and said aloud.
 pub fn engines(from: Kind, to: Kind) -> Vec<Option<Backend>> {
     use Backend::{CopyFileRange, Direct, Mmap, ReadWrite, Sendfile, Splice};
     let forced: &[Backend] = match (from, to) {
@@ -40,7 +41,17 @@ pub fn engines(from: Kind, to: Kind) -> Vec<Option<Backend>> {
         (Kind::Tcp | Kind::Unix, Kind::Pipe) => &[Sendfile, Splice, ReadWrite],
         _ => &[Splice, ReadWrite],
     };
-    let forced = forced.iter().copied().map(Some);
+    let able = |backend: &Backend| match backend {
+        Direct => kernel_can(*backend, make::disk_file(), make::disk_file()),
+        Sendfile if from != Kind::File => {
+            let (reader, _feed) = pair(from);
+            let (_sink, writer) = pair(to);
+            make::set_nonblocking(&reader, true);
+            kernel_can(*backend, &reader, &writer)
+        }
+        _ => true,
+    };
+    let forced = forced.iter().copied().filter(able).map(Some);
     std::iter::once(None).chain(forced).collect()
 }
 
@@ -188,6 +199,20 @@ impl Lane {
         }
         bytes.truncate(taken);
         bytes
+    }
+
+    /// Closes the destination, and takes everything that arrives up to its end, whatever it is: what
+    /// a socket took may still be on its way. The source, and these bytes.
+    pub fn close(self) -> (OwnedFd, Vec<u8>) {
+        let arrived = match self.sink {
+            None => contents(&self.dst),
+            Some(sink) => {
+                drop(self.dst);
+                make::set_nonblocking(&sink, false);
+                to_end(sink)
+            }
+        };
+        (self.src, arrived)
     }
 
     /// The end of the lane, and of the account: closes the destination, and finds there `delivered`

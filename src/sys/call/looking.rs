@@ -66,16 +66,6 @@ pub(crate) fn pipe_size(fd: BorrowedFd<'_>) -> io::Result<libc::c_int> {
     retry(|| fcntl::fcntl(fd, FcntlArg::F_GETPIPE_SZ))
 }
 
-/// Whether a time limit (`SO_RCVTIMEO` or `SO_SNDTIMEO`) is set on this socket.
-pub(crate) fn has_timeout(fd: BorrowedFd<'_>, name: libc::c_int) -> bool {
-    let mut value = libc::timeval {
-        tv_sec: 0,
-        tv_usec: 0,
-    };
-    get_socket_option(fd, libc::SOL_SOCKET, name, &mut value).is_ok()
-        && (value.tv_sec != 0 || value.tv_usec != 0)
-}
-
 pub(in crate::sys) fn get_socket_option<T: Copy>(
     fd: BorrowedFd<'_>,
     level: libc::c_int,
