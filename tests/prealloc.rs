@@ -5,6 +5,7 @@ mod common;
 
 use std::fs::File;
 use std::io::{Seek, Write};
+use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::net::UnixStream;
@@ -48,6 +49,8 @@ fn owned(file: &File) -> u64 {
     file.metadata().unwrap().blocks() * 512
 }
 
+const CHUNK: NonZeroUsize = NonZeroUsize::new(1 << 20).unwrap();
+
 /// The backends that fill allocated blocks.
 const FILLERS: [Backend; 5] = [
     Backend::CopyFileRange,
@@ -67,18 +70,16 @@ fn a_source_that_becomes_shorter_leaves_no_blocks_behind() {
         let dst = tempfile::tempfile().unwrap();
         let cut = 4 << 20;
         let mut shortened = false;
-        let result = TransferOptions::new().backend(backend).transfer_with(
-            &src,
-            &dst,
-            u64::MAX,
-            |progress| {
-                if !shortened && progress.delivered >= 1 << 20 {
-                    src.set_len(cut.max(progress.delivered)).unwrap();
-                    shortened = true;
-                }
-                ControlFlow::Continue(())
-            },
-        );
+        let mut options = TransferOptions::new();
+        // One call of copy_file_range(2) would copy it all.
+        options.backend(backend).chunk_size(CHUNK);
+        let result = options.transfer_with(&src, &dst, u64::MAX, |progress| {
+            if !shortened && progress.delivered >= 1 << 20 {
+                src.set_len(cut.max(progress.delivered)).unwrap();
+                shortened = true;
+            }
+            ControlFlow::Continue(())
+        });
         let delivered = match result {
             Ok(report) => report.bytes,
             Err(error) => error.delivered(),

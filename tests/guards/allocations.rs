@@ -3,7 +3,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use zcio::{Message, Probe, Status};
+use zcio::{Backend, Message, Probe, Status};
 
 use crate::common::{each_backend, make, within};
 use crate::pair::{End, PAIRS, Pair};
@@ -75,7 +75,7 @@ fn a_probe_allocates_nothing() {
     });
 }
 
-/// The mechanism itself; where the first gives way, the second and the note of it, which the report
+/// The mechanism itself, unless it has no state, as copy_file_range(2); where the first gives way, the second and the note of it, which the report
 /// takes along.
 fn one_shot(pair: (End, End)) -> u64 {
     let made = Pair::new(pair, LEN);
@@ -84,9 +84,10 @@ fn one_shot(pair: (End, End)) -> u64 {
     let gave_way = report.refused().len() as u64;
     made.arrived(LEN);
     let noted = if gave_way > 0 { 2 } else { 0 };
+    let mechanism = u64::from(report.backend != Backend::CopyFileRange);
     assert_eq!(
         count,
-        1 + gave_way + noted,
+        mechanism + gave_way + noted,
         "{pair:?}: {:?}",
         report.refused()
     );
