@@ -8,6 +8,9 @@
 //! exits with 0; a second signal ends it at once. `--engine read-write` is tokio's own
 //! `copy_bidirectional`, to compare with.
 
+#[path = "common/accept.rs"]
+mod accept;
+
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -18,9 +21,6 @@ use std::time::{Duration, Instant};
 use clap::{Parser, ValueEnum};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::Semaphore;
-use tokio::time::sleep;
 use zcio::relay::{Direction, Flow, RelayEnd, RelayOptions};
 
 /// Passes TCP connections on to another address, both ways.
@@ -84,51 +84,13 @@ async fn main() -> ExitCode {
 }
 
 async fn serve(args: Arc<Args>) -> io::Result<()> {
-    let mut signals = (
-        signal(SignalKind::terminate())?,
-        signal(SignalKind::interrupt())?,
-    );
     let listener = TcpListener::bind(args.listen).await?;
     eprintln!("proxy: {} passes on to {}", listener.local_addr()?, args.to);
-    let slots = Arc::new(Semaphore::new(args.max_connections as usize));
-    loop {
-        let next = async {
-            let slot = Arc::clone(&slots).acquire_owned().await;
-            (slot, listener.accept().await)
-        };
-        let (slot, accepted) = tokio::select! {
-            next = next => next,
-            () = any(&mut signals) => break,
-        };
-        match accepted {
-            Ok((client, from)) => {
-                let args = Arc::clone(&args);
-                tokio::spawn(async move {
-                    connection(&args, client, from).await;
-                    drop(slot);
-                });
-            }
-            Err(e) => {
-                // No descriptor left, as a rule: there will be, when a connection ends.
-                eprintln!("proxy: accept: {e}");
-                sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
-    drop(listener);
-    // All slots can be had once all connections have ended.
-    tokio::select! {
-        _ = slots.acquire_many(args.max_connections) => Ok(()),
-        () = any(&mut signals) => Err(io::Error::other("ended before all connections had")),
-    }
-}
-
-/// Waits for either signal.
-async fn any(signals: &mut (Signal, Signal)) {
-    tokio::select! {
-        _ = signals.0.recv() => {}
-        _ = signals.1.recv() => {}
-    }
+    accept::serve(listener, args.max_connections, |client, from, _| {
+        let args = Arc::clone(&args);
+        async move { connection(&args, client, from).await }
+    })
+    .await
 }
 
 async fn connection(args: &Args, client: TcpStream, from: SocketAddr) {

@@ -8,20 +8,20 @@
 //! exits with 0; a second signal ends it at once. `--engine read-write` is `tokio::io::copy`, to
 //! compare with.
 
+#[path = "common/accept.rs"]
+mod accept;
+
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use clap::{Parser, ValueEnum};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::Semaphore;
-use tokio::time::sleep;
 use zcio::TransferOptions;
 
 /// Sends one file to everybody who connects.
@@ -70,10 +70,6 @@ async fn main() -> ExitCode {
 }
 
 async fn serve(args: Arc<Args>) -> io::Result<()> {
-    let mut signals = (
-        signal(SignalKind::terminate())?,
-        signal(SignalKind::interrupt())?,
-    );
     let file = File::open(&args.file)
         .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", args.file.display())))?;
     let file = Arc::new(file);
@@ -83,45 +79,11 @@ async fn serve(args: Arc<Args>) -> io::Result<()> {
         listener.local_addr()?,
         args.file.display()
     );
-    let slots = Arc::new(Semaphore::new(args.max_connections as usize));
-    loop {
-        let next = async {
-            let slot = Arc::clone(&slots).acquire_owned().await;
-            (slot, listener.accept().await)
-        };
-        let (slot, accepted) = tokio::select! {
-            next = next => next,
-            () = any(&mut signals) => break,
-        };
-        match accepted {
-            Ok((client, from)) => {
-                let (args, file) = (Arc::clone(&args), Arc::clone(&file));
-                tokio::spawn(async move {
-                    connection(&args, &file, client, from).await;
-                    drop(slot);
-                });
-            }
-            Err(e) => {
-                // No descriptor left, as a rule: there will be, when a connection ends.
-                eprintln!("serve_raw: accept: {e}");
-                sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
-    drop(listener);
-    // All slots can be had once all connections have ended.
-    tokio::select! {
-        _ = slots.acquire_many(args.max_connections) => Ok(()),
-        () = any(&mut signals) => Err(io::Error::other("ended before all connections had")),
-    }
-}
-
-/// Waits for either signal.
-async fn any(signals: &mut (Signal, Signal)) {
-    tokio::select! {
-        _ = signals.0.recv() => {}
-        _ = signals.1.recv() => {}
-    }
+    accept::serve(listener, args.max_connections, |client, from, _| {
+        let (args, file) = (Arc::clone(&args), Arc::clone(&file));
+        async move { connection(&args, &file, client, from).await }
+    })
+    .await
 }
 
 async fn connection(args: &Args, file: &File, client: TcpStream, from: SocketAddr) {
