@@ -6,7 +6,7 @@
 //!
 //! Blocks come in order, and whoever takes them writes them in order, one at a time. So what is
 //! written is a prefix at any time, and where a write fails, nothing lies behind it. A write of 4 MiB
-//! is several requests to the device by itself: with up to 16 writes in flight, nothing was gained.
+//! is several requests to the device by itself.
 
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
