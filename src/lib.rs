@@ -79,6 +79,8 @@
 //! None is on by default, and none changes what the default does.
 //!
 //! - `tokio`: the same verbs, awaiting readiness, in `zcio::tokio`.
+//! - `io-uring`: O_DIRECT reads ahead by a ring (Linux 6.1), where the kernel has and allows one;
+//!   else, as without it, by a thread.
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("zcio moves bytes by Linux system calls: it builds for Linux only");

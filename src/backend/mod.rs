@@ -446,12 +446,7 @@ fn wait_without_lock(src: &Endpoint<'_>) -> io::Result<bool> {
         return Ok(true);
     }
     let limit = socket::timeout(src.fd(), libc::SO_RCVTIMEO);
-    loop {
-        let ready = call::poll(src.fd(), false, limit)?;
-        if ready || limit.is_some() {
-            return Ok(ready);
-        }
-    }
+    call::poll(src.fd(), false, limit)
 }
 
 /// Refuses a kind of descriptor on one side.
