@@ -4,7 +4,8 @@ the clients on another: processor time for a large file, whose receiver discards
 second for a small one under `wrk -c 64`.
 
     cargo build --release --features tokio --examples
-    benches/peers/serve.py [--rounds 15] [--mib 1024] [--seconds 2] [large] [small]
+    benches/peers/serve.py [--rounds 15] [--mib 1024] [--seconds 2] [--congestion cubic]
+                          [large] [small]
 
 Needs nginx and wrk in the path.
 """
@@ -95,7 +96,9 @@ def main():
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--mib", type=int, default=1024)
     parser.add_argument("--seconds", type=int, default=2)
+    parser.add_argument("--congestion", help="as for relay.py")
     args = parser.parse_args()
+    common.in_own_network(args.congestion)
     count = args.mib << 20
     ours, others = common.processors()
     with (
@@ -136,7 +139,7 @@ def main():
         against = ["nginx", "nginx tcp_nopush", "serve read-write"]
         if "large" in args.what:
             common.table(
-                f"a file of {args.mib} MiB, {args.rounds} rounds",
+                f"a file of {args.mib} MiB, {args.rounds} rounds, {common.congestion()}",
                 "ms of processor time per GiB",
                 common.rounds(ways, args.rounds, large),
                 against,
@@ -144,7 +147,10 @@ def main():
         if "small" in args.what:
             costs = {}
             figures = common.rounds(ways, args.rounds, small)
-            title = f"a file of {SMALL} bytes, wrk -c 64, {args.rounds} rounds of {args.seconds} s"
+            title = (
+                f"a file of {SMALL} bytes, wrk -c 64, {args.rounds} rounds of {args.seconds} s, "
+                f"{common.congestion()}"
+            )
             common.table(title, "requests per second", figures, against)
             costs = {way: values[1:] for way, values in costs.items()}
             common.table(title, "us of the server's processor time per request", costs, against)

@@ -91,9 +91,10 @@ pub(crate) fn machine() -> String {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let processors = cpuinfo.lines().filter(|line| line.starts_with("processor"));
     format!(
-        "Linux {}, {} processors ({}), loopback, page cache warm",
+        "Linux {}, {} processors ({}), loopback with {}, page cache warm",
         line("/proc/sys/kernel/osrelease", ""),
         processors.count(),
         line("/proc/cpuinfo", "model name"),
+        super::link::congestion(),
     )
 }

@@ -7,6 +7,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
 use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
+use nix::sys::socket::sockopt::TcpCongestion;
+use nix::sys::socket::{getsockopt, setsockopt};
 use zcio::{Backend, ErrorKind, TransferOptions};
 
 use super::clock::{self, Cost};
@@ -59,16 +61,30 @@ impl End {
     }
 }
 
+/// What TCP uses here, where it may be chosen: what nearly all distributions come with. Another that
+/// paces what it sends by timers (bbr) charges these to whoever runs, which on loopback can be more
+/// than all else and differs from run to run.
+const CONGESTION: &str = "cubic";
+
 /// Both ends of a loopback connection.
 pub(crate) fn tcp() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a loopback port");
     let address = listener.local_addr().expect("its address");
     let ours = TcpStream::connect(address).expect("a loopback connection");
     let (theirs, _) = listener.accept().expect("the same, accepted");
+    for end in [&ours, &theirs] {
+        let _ = setsockopt(end, TcpCongestion, &CONGESTION.into());
+    }
     // Small messages would wait for one another.
     ours.set_nodelay(true).expect("TCP_NODELAY");
     theirs.set_nodelay(true).expect("TCP_NODELAY");
     (ours, theirs)
+}
+
+/// The congestion control that [`tcp`] came to.
+pub(crate) fn congestion() -> String {
+    let name = getsockopt(&tcp().0, TcpCongestion).expect("TCP_CONGESTION");
+    name.to_string_lossy().trim_end_matches('\0').to_owned()
 }
 
 /// An empty file with no name, in the build directory: on a disk more often than others.
