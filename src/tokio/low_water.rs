@@ -47,8 +47,8 @@ struct Mark {
     /// What it was.
     before: libc::c_int,
     now: libc::c_int,
-    /// A quarter of the receive buffer: the window stays open beyond it.
-    most: libc::c_int,
+    /// The receive buffer.
+    room: libc::c_int,
 }
 
 impl<'a> LowWater<'a> {
@@ -80,23 +80,23 @@ impl<'a> LowWater<'a> {
     /// Has the mark raised, or adapted to a receive buffer that has grown.
     fn raise(&mut self) {
         let option = |name| call::socket_option(self.socket, name);
-        let most = option(libc::SO_RCVBUF).map_or(0, |room| room / 4);
+        let room = option(libc::SO_RCVBUF).unwrap_or(0);
         let before = match self.mark {
             Some(mark) => Ok(mark.before),
             None => option(libc::SO_RCVLOWAT),
         };
         let Ok(before) = before else { return };
         // Whoever has set it to more has his reasons.
-        if most >= LEAST && before < LEAST {
+        if room / 4 >= LEAST && before < LEAST {
             let now = self.mark.map_or(before, |mark| mark.now);
-            self.mark = Some(Mark { before, now, most });
+            self.mark = Some(Mark { before, now, room });
         }
     }
 
-    /// Sets the mark to `bytes` or the most that is good for this socket.
-    fn set(&mut self, bytes: libc::c_int) {
+    /// Sets the mark to what is made of the receive buffer's size.
+    fn set(&mut self, bytes: impl FnOnce(libc::c_int) -> libc::c_int) {
         if let Some(mark) = &mut self.mark {
-            let bytes = bytes.min(mark.most);
+            let bytes = bytes(mark.room);
             // Where the socket refuses, it stays as it is.
             if mark.now != bytes && socket::set_low_water(self.socket, bytes).is_ok() {
                 mark.now = bytes;
@@ -121,7 +121,8 @@ impl<'a> LowWater<'a> {
         if self.mark.is_none() {
             return src.ready(Side::Source).await.map(|()| true);
         }
-        self.set(ENOUGH);
+        // The window stays open beyond a quarter: the peer goes on.
+        self.set(|room| ENOUGH.min(room / 4));
         match timeout(PATIENCE, src.ready(Side::Source)).await {
             Ok(ready) => ready.map(|()| true),
             Err(_) => {
@@ -133,7 +134,8 @@ impl<'a> LowWater<'a> {
 
     /// Waits for the destination, and meanwhile for nothing of the source's.
     pub(super) async fn destination<D: Readiness + ?Sized>(&mut self, dst: &D) -> io::Result<()> {
-        self.set(libc::c_int::MAX);
+        // For more than half, the kernel would enlarge the buffer.
+        self.set(|room| room / 2);
         dst.ready(Side::Destination).await
     }
 }
