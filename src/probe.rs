@@ -26,7 +26,7 @@ type Row = (
 /// (`cargo bench --bench regret`), see `docs/backends.md`. All seven stand in each row; the verdicts
 /// take out what does not serve. The first row counts that holds both kinds and whose bound, in bytes,
 /// is above what the transfer is expected to move.
-const PREFERENCE: [Row; 11] = {
+const PREFERENCE: [Row; 9] = {
     use Kind::{BlockDevice, CharDevice, File, Generated, Pipe, Stream, Tcp, Unix};
     const FILES: &[Kind] = &[File, BlockDevice];
     const SOCKETS: &[Kind] = &[Tcp, Unix, Stream];
@@ -50,12 +50,10 @@ const PREFERENCE: [Row; 11] = {
         // The pages themselves travel, by one call each piece.
         (FILES, &[Pipe, Tcp, Unix, Stream], ALL, row([S, P, M, W, C])),
         // Into a file and between sockets, a pipe has to be made: 4 calls.
-        (SOCKETS, FILES, MIB / 4, row([W, P, S, C, M])),
+        (SOCKETS, &[File, BlockDevice, Tcp, Unix, Stream], MIB / 4, row([W, P, S, C, M])),
         (SOCKETS, FILES, ALL, row([P, W, S, C, M])),
         // What a UNIX socket holds lies in pieces that TCP takes one by one.
         (&[Unix], &[Tcp, Stream], ALL, row([W, P, S, C, M])),
-        (SOCKETS, &[Tcp, Stream], MIB, row([W, P, S, C, M])),
-        (SOCKETS, &[Unix], MIB / 8, row([W, P, S, C, M])),
         (SOCKETS, ANY, ALL, row([P, S, W, C, M])),
         (&[Pipe], ANY, ALL, row([P, S, W, C, M])),
         (ANY, ANY, ALL, row([W, S, P, M, C])),
@@ -283,6 +281,12 @@ fn order_by_kind(src: &Facts, dst: &Facts, len: u64) -> [Backend; Backend::ALL.l
         few && from.contains(&src.kind()) && to.contains(&dst.kind())
     });
     row.map_or(REMOTE, |(.., order)| *order)
+}
+
+/// Whether splice(2) goes before read(2) and write(2) where a pair has much to move.
+pub(crate) fn prefers_splice(src: &Facts, dst: &Facts) -> bool {
+    let order = order_by_kind(src, dst, ALL);
+    order.iter().find(|b| matches!(b, Splice | ReadWrite)) == Some(&Splice)
 }
 
 /// Looks at one side, and refuses what no backend can serve.

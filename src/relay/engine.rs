@@ -1,4 +1,5 @@
-//! The mechanism of one direction of a relay: splice(2) for quantity, read/write for dribs.
+//! The mechanism of one direction of a relay: splice(2) for quantity, read/write for dribs, and for
+//! all on pairs where the probe would prefer that.
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -7,6 +8,7 @@ use std::sync::Arc;
 use bytes::BytesMut;
 
 use crate::backend::{Backend, Endpoint, Fault, ReadWrite, Splice, Step, Unfit, ZeroCopyTransfer};
+use crate::probe;
 use crate::sys::PipePool;
 use crate::sys::errno::{self, Call};
 
@@ -72,15 +74,15 @@ impl Engine {
         (self.fills, self.bytes) = (0, 0);
     }
 
-    /// Takes note of what one fill brought.
-    fn filled(&mut self, bytes: usize) {
+    /// Takes note of what one fill brought; `suits` is whether splice is better for quantity.
+    fn filled(&mut self, bytes: usize, suits: impl FnOnce() -> bool) {
         if !self.spliced {
             self.patience = self.patience.saturating_sub(1);
             if std::mem::take(&mut self.dribbled) && bytes >= PLENTY {
                 // There was more all the time: the pipe had run out of slots.
                 self.patience = PATIENCE;
             }
-            self.wanted = bytes >= PLENTY && self.patience == 0;
+            self.wanted = bytes >= PLENTY && self.patience == 0 && suits();
             return;
         }
         self.fills += 1;
@@ -155,7 +157,7 @@ impl ZeroCopyTransfer for Engine {
         };
         let taken = (self.in_flight() + moved).saturating_sub(before);
         if taken > 0 {
-            self.filled(taken);
+            self.filled(taken, || probe::prefers_splice(src.facts(), dst.facts()));
         }
         Ok(step)
     }

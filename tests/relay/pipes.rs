@@ -298,3 +298,31 @@ fn traffic_poor_in_bytes_per_slot_goes_by_read_and_write_and_comes_back() {
         assert!(again >= spliced + 4 * MUCH, "and it comes back");
     });
 }
+
+/// What a UNIX socket holds lies in pieces that TCP takes one by one: the copy costs half.
+#[test]
+fn a_relay_takes_what_the_probe_prefers_for_quantity() {
+    let name = "pipes::a_relay_takes_what_the_probe_prefers_for_quantity";
+    alone(name, || {
+        for (nets, spliced) in [
+            ((Net::Unix, Net::Tcp), false),
+            ((Net::Tcp, Net::Unix), true),
+            ((Net::Unix, Net::Unix), true),
+            ((Net::Tcp, Net::Tcp), true),
+        ] {
+            let mut relay = Single::new(nets, &RelayOptions::new());
+            relay.pass(8 * MUCH, 128 << 10);
+            let flow = relay.finish("quantity").a_to_b;
+            assert_eq!(
+                share(&flow, Backend::Splice) > 4 * MUCH,
+                spliced,
+                "{nets:?}: {:?}",
+                flow.shares()
+            );
+            assert_eq!(
+                share(&flow, Backend::Splice) + share(&flow, Backend::ReadWrite),
+                flow.bytes
+            );
+        }
+    });
+}
