@@ -50,7 +50,12 @@ const PREFERENCE: [Row; 9] = {
         // The pages themselves travel, by one call each piece.
         (FILES, &[Pipe, Tcp, Unix, Stream], ALL, row([S, P, M, W, C])),
         // Into a file and between sockets, a pipe has to be made: 4 calls.
-        (SOCKETS, &[File, BlockDevice, Tcp, Unix, Stream], MIB / 4, row([W, P, S, C, M])),
+        (
+            SOCKETS,
+            &[File, BlockDevice, Tcp, Unix, Stream],
+            MIB / 4,
+            row([W, P, S, C, M]),
+        ),
         (SOCKETS, FILES, ALL, row([P, W, S, C, M])),
         // What a UNIX socket holds lies in pieces that TCP takes one by one.
         (&[Unix], &[Tcp, Stream], ALL, row([W, P, S, C, M])),
