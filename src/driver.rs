@@ -14,7 +14,7 @@ use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
 use crate::backend::{
-    Backend, Endpoint, Facts, Fault, ReadWrite, Side, Step, Unfit, ZeroCopyTransfer,
+    self, Backend, Endpoint, Facts, Fault, ReadWrite, Side, Step, Unfit, ZeroCopyTransfer,
 };
 use crate::drop_behind::DropBehind;
 use crate::error::Result;
@@ -24,7 +24,8 @@ use crate::policy::Cache;
 use crate::prealloc::Prealloc;
 use crate::probe::{Queue, Wishes};
 use crate::report::{End, Report, Shares, Status};
-use crate::sys::{call, sigpipe};
+use crate::sys::call;
+use crate::sys::sigpipe::Shield;
 
 use bounds::SameFile;
 use settle::timed_out;
@@ -55,7 +56,7 @@ pub(crate) struct Driver {
     shares: Shares,
     end: End,
     syscalls: u64,
-    shield: bool,
+    shield: Shield,
     holes: Option<Holes>,
     prealloc: Option<Prealloc>,
     drop_behind: Option<DropBehind>,
@@ -66,7 +67,7 @@ pub(crate) struct Driver {
 }
 
 /// A fair piece, in bytes.
-pub(crate) const FAIR: u64 = 2 << 20;
+pub(crate) const FAIR: u64 = backend::FAIR as u64;
 
 /// One side: what is known of it, and the explicit offset that it started from.
 #[derive(Debug)]
@@ -264,11 +265,8 @@ impl Driver {
         let taken = self.delivered + self.in_flight();
         let mut src = self.src.endpoint(src, taken);
         let mut dst = self.dst.endpoint(dst, self.delivered);
-        if self.shield {
-            sigpipe::shielded(|| self.backend.step(&mut src, &mut dst, limit))
-        } else {
-            self.backend.step(&mut src, &mut dst, limit)
-        }
+        let step = || self.backend.step(&mut src, &mut dst, limit);
+        self.shield.run(step)
     }
 
     fn moved(&mut self, bytes: NonZeroUsize, src: BorrowedFd<'_>, dst: BorrowedFd<'_>) -> Status {

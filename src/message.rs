@@ -2,6 +2,7 @@
 //! a length, a page between two others.
 
 mod core;
+mod run;
 mod sending;
 mod zerocopy;
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// The floor of each file, by its path within `src/`; of a directory's, where it ends in `/`. A
 /// submodule without an entry stands where its module does.
-const FLOORS: [(&str, u32); 21] = [
+const FLOORS: [(&str, u32); 22] = [
     ("lib.rs", 9),
     ("tokio.rs", 8),
     ("message.rs", 7),
@@ -18,12 +18,13 @@ const FLOORS: [(&str, u32); 21] = [
     ("report.rs", 3),
     ("driver.rs", 5),
     ("probe.rs", 4),
-    ("relay/engine.rs", 4),
+    ("relay/engine.rs", 5),
     ("holes.rs", 4),
     ("drop_behind.rs", 4),
     ("prealloc.rs", 4),
     ("error.rs", 3),
     ("backend/mod.rs", 2),
+    ("backend/outcome.rs", 2),
     ("backend/", 3),
     ("facts.rs", 1),
     ("policy.rs", 1),
@@ -144,7 +145,7 @@ fn no_mechanism_knows_another() {
     let files = source_files();
     let mechanisms: Vec<(&String, &String)> = files
         .iter()
-        .filter(|(file, _)| file.starts_with("backend/") && *file != "backend/mod.rs")
+        .filter(|(file, _)| file.starts_with("backend/") && floor(file) == 3)
         .collect();
     // A mechanism's parts, in a directory of its name, are held to the same.
     let modules: Vec<&str> = mechanisms

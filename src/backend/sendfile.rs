@@ -17,11 +17,6 @@ use super::{Backend, Endpoint, Fault, Kind, Side, Step, Unfit, ZeroCopyTransfer}
 use crate::sys::errno::Call;
 use crate::sys::{call, socket};
 
-/// The most that one call is asked for: on a socket that takes 10 Gbit/s, 2 ms. A larger count
-/// saves nothing that can be measured, and would let one fast peer, or a slow disk, hold up the
-/// thread in a call that O_NONBLOCK does not end.
-const FAIR: usize = 2 << 20;
-
 /// sendfile(2).
 #[derive(Debug, Default)]
 pub struct Sendfile {
@@ -40,7 +35,7 @@ impl Sendfile {
 
     /// How much to ask for: towards TCP, never more than the file is believed to hold.
     fn count(&mut self, src: &Endpoint<'_>, dst: &Endpoint<'_>, limit: usize) -> usize {
-        let limit = limit.min(FAIR);
+        let limit = limit.min(super::FAIR);
         if dst.kind() != Kind::Tcp || !src.kind().is_cached() {
             return limit;
         }

@@ -33,9 +33,6 @@ const CAPACITY: usize = 1 << 20;
 /// A pipe below this loses to read/write with its buffer of 256 KiB.
 const WORTHWHILE: usize = 256 << 10;
 
-/// The most that one direct call is asked for: see sendfile.
-const FAIR: usize = 2 << 20;
-
 /// splice(2).
 #[derive(Debug, Default)]
 pub struct Splice {
@@ -108,7 +105,7 @@ impl Splice {
     /// One call between descriptors of which one is a pipe: nothing stays in between.
     fn direct(src: &Endpoint<'_>, dst: &Endpoint<'_>, limit: usize) -> Result<Step, Fault> {
         let (from, to) = (src.offset(), dst.offset());
-        let splice = || call::splice(src.fd(), from, dst.fd(), to, limit.min(FAIR));
+        let splice = || call::splice(src.fd(), from, dst.fd(), to, limit.min(super::FAIR));
         match super::call_either(src, dst, splice) {
             Ok(Ok(n)) => Ok(super::moved_or_ended(n)),
             Err(blocked) => blocked,

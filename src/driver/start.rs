@@ -16,7 +16,8 @@ use crate::policy::Cache;
 use crate::prealloc::Prealloc;
 use crate::probe::{Probe, Queue, Wishes};
 use crate::report::{End, Shares};
-use crate::sys::{call, sigpipe};
+use crate::sys::call;
+use crate::sys::sigpipe::Shield;
 
 impl Driver {
     pub(crate) fn start(
@@ -128,7 +129,7 @@ impl Driver {
             shares: Shares::NONE,
             end: End::Stopped,
             syscalls: 0,
-            shield: raises && !sigpipe::is_ignored(),
+            shield: Shield::new(raises),
             holes: None,
             prealloc: None,
             drop_behind: None,

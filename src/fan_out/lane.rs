@@ -9,7 +9,8 @@ use bytes::{Buf, Bytes, BytesMut};
 use crate::backend::{Backend, Facts, Kind, Side};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::errno::{self, Call};
-use crate::sys::{PrivatePipe, call, sigpipe};
+use crate::sys::sigpipe::Shield;
+use crate::sys::{PrivatePipe, call};
 
 /// One destination.
 #[derive(Debug)]
@@ -23,7 +24,7 @@ pub(super) struct Lane<D> {
     pub(super) plain: bool,
     pub(super) delivered: u64,
     pub(super) error: Option<Error>,
-    shield: bool,
+    shield: Shield,
 }
 
 pub(super) enum Delivered {
@@ -39,7 +40,7 @@ impl<D: AsFd> Lane<D> {
         let plain = matches!(kind, Kind::CharDevice | Kind::Generated)
             || facts.is_append()
             || facts.is_direct();
-        let shield = (kind == Kind::Pipe || kind.is_socket()) && !sigpipe::is_ignored();
+        let shield = Shield::new(kind == Kind::Pipe || kind.is_socket());
         Ok(Self {
             dst,
             pipe: None,
@@ -62,12 +63,7 @@ impl<D: AsFd> Lane<D> {
         if self.error.is_some() || self.behind() == 0 {
             return Delivered::Nothing;
         }
-        let result = if self.shield {
-            sigpipe::shielded(|| self.write())
-        } else {
-            self.write()
-        };
-        match result {
+        match self.shield.run(|| self.write()) {
             Ok(0) => self.fail(io::ErrorKind::WriteZero.into()),
             Ok(n) => {
                 self.delivered += n as u64;

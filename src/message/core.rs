@@ -1,6 +1,6 @@
 //! A sending without its destination: where it stands, and the call that comes next.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::num::NonZeroUsize;
 #[cfg(feature = "tokio")]
 use std::ops::Range;
@@ -8,15 +8,18 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use bytes::Bytes;
 
+use super::run::{Run, read_at};
 use super::zerocopy::ZeroCopy;
 use super::{Message, Part};
+#[cfg(feature = "tokio")]
+use crate::backend::FAIR;
 use crate::backend::{Backend, Facts, Kind, Side, Unfit};
 use crate::driver::{Driver, Plan};
 use crate::error::{Error, ErrorKind, Result};
 use crate::probe::{self, Probe};
 use crate::report::{End, Report, Shares, Status};
-use crate::sys::aligned::{self, AlignedBuf};
-use crate::sys::{call, errno, gather, sigpipe, socket, zerocopy};
+use crate::sys::sigpipe::Shield;
+use crate::sys::{call, errno, gather, socket, zerocopy};
 
 /// Files up to this go along with the memory around them, by pread(2) and one gather. CPU per
 /// message on loopback with a header of 200 bytes, in us, so against two calls (sendmsg(2) and
@@ -26,10 +29,6 @@ use crate::sys::{call, errno, gather, sigpipe, socket, zerocopy};
 const INLINE: u64 = 32 << 10;
 /// A pipe of its own costs a part more than splice(2) saves, up to this.
 const WORTH_A_PIPE: u64 = 1 << 20;
-/// The most that one gather sends: a fair piece, as of a file.
-const GATHER: usize = 2 << 20;
-/// The most pieces of one gather, far below IOV_MAX.
-const PIECES: usize = 64;
 /// From here on pinning pages may cost less than copying them (the kernel's documentation says
 /// 10 KB). Loopback always copies, so it could not be measured here.
 const ZEROCOPY: usize = 16 << 10;
@@ -48,7 +47,7 @@ pub(crate) struct Core<'a> {
     pub(super) remaining: u64,
     /// What is known of the destination.
     facts: Facts,
-    shield: bool,
+    shield: Shield,
     /// The next part that goes by a driver, counted over all that there were.
     file: Option<(usize, Driver)>,
     /// Whether small files are read only as far as they are in the page cache.
@@ -61,30 +60,13 @@ pub(crate) struct Core<'a> {
     syscalls: u64,
 }
 
-/// What one call sends.
-#[derive(Default)]
-struct Run {
-    pieces: Vec<Piece>,
-    bytes: usize,
-    buf: Option<AlignedBuf>,
-    /// More of the message is certain to follow.
-    more: bool,
-}
-
-enum Piece {
-    /// The first bytes of what is left of a part.
-    Memory(Bytes, usize),
-    /// The first bytes of the buffer, which a file was read into.
-    Inline(usize),
-}
-
 impl<'a> Core<'a> {
     pub(super) fn new(message: &Message<'a>, dst: BorrowedFd<'_>) -> Result<Self> {
         let before = call::made();
         let mut facts = probe::look(dst, Side::Destination, None)?;
         facts.look_up_filesystem(dst);
         // Sockets have MSG_NOSIGNAL.
-        let shield = facts.kind() == Kind::Pipe && !sigpipe::is_ignored();
+        let shield = Shield::new(facts.kind() == Kind::Pipe);
         Ok(Self {
             parts: message.parts.clone(),
             gone: 0,
@@ -146,7 +128,7 @@ impl<'a> Core<'a> {
             Part::File { file, range } => {
                 let at = range.start + if i == self.index { self.offset } else { 0 };
                 let inline = range.end - at <= INLINE && !self.is_at_driver();
-                let end = range.end.min(at + GATHER as u64);
+                let end = range.end.min(at + FAIR as u64);
                 Some((self.gone + i, file.as_fd(), at..end, inline))
             }
             Part::Bytes(_) => None,
@@ -187,11 +169,9 @@ impl<'a> Core<'a> {
             let Some(mut run) = self.collect(dst)? else {
                 return Ok(Status::Blocked(Side::Source));
             };
-            if !run.pieces.is_empty() {
+            if !run.is_empty() {
                 let result = self.send(&run, dst);
-                if let Some(buf) = run.buf.take() {
-                    aligned::keep(buf);
-                }
+                run.keep_buffer();
                 return match result {
                     Ok(0) => Err(of_destination(io::ErrorKind::WriteZero.into())),
                     Ok(bytes) => Ok(self.moved(bytes, Backend::ReadWrite)),
@@ -228,27 +208,18 @@ impl<'a> Core<'a> {
         let mut run = Run::default();
         let mut from = self.offset;
         for at in self.index..self.parts.len() {
-            if run.bytes >= GATHER || run.pieces.len() == PIECES {
+            if run.is_full() {
                 break;
             }
             match &self.parts[at] {
-                Part::Bytes(bytes) => {
-                    let rest = bytes.slice(from as usize..);
-                    let len = rest.len().min(GATHER - run.bytes);
-                    run.bytes += len;
-                    run.pieces.push(Piece::Memory(rest, len));
-                }
-                Part::File { .. } if run.buf.is_some() => break,
+                Part::Bytes(bytes) => run.add_memory(bytes.slice(from as usize..)),
+                Part::File { .. } if run.has_file() => break,
                 Part::File { file, range } => {
                     let (start, len) = (range.start + from, range.end - range.start - from);
                     let inline = (len <= INLINE)
                         .then(|| read_at(file.as_fd(), start, len as usize, self.at_hand));
                     match inline {
-                        Some(Ok(Some(buf))) => {
-                            run.bytes += len as usize;
-                            run.pieces.push(Piece::Inline(len as usize));
-                            run.buf = Some(buf);
-                        }
+                        Some(Ok(Some(buf))) => run.add_file(buf, len as usize),
                         Some(Ok(None)) => return Err(truncated().by(Backend::ReadWrite)),
                         Some(Err(e)) if self.at_hand && errno::would_block(&e) => return Ok(None),
                         // A large one; or the driver finds a way, or tells what the matter is.
@@ -290,31 +261,14 @@ impl<'a> Core<'a> {
     }
 
     fn send(&mut self, run: &Run, dst: BorrowedFd<'_>) -> io::Result<usize> {
-        let inline = run.buf.as_ref().map_or(&[][..], AlignedBuf::as_slice);
-        let slices: Vec<IoSlice<'_>> = run
-            .pieces
-            .iter()
-            .map(|piece| match piece {
-                Piece::Memory(bytes, len) => IoSlice::new(&bytes[..*len]),
-                Piece::Inline(len) => IoSlice::new(&inline[..*len]),
-            })
-            .collect();
+        let slices = run.slices();
         if !self.facts.kind().is_socket() {
-            let write = || gather::write(dst, &slices);
-            return if self.shield {
-                sigpipe::shielded(write)
-            } else {
-                write()
-            };
+            return self.shield.run(|| gather::write(dst, &slices));
         }
         // The buffer is used again at once: nothing to be lent.
         if let Some(zerocopy) = &mut self.zerocopy {
-            if zerocopy.on && run.bytes >= ZEROCOPY && run.buf.is_none() {
-                let lent = run.pieces.iter().filter_map(|piece| match piece {
-                    Piece::Memory(bytes, _) => Some(bytes),
-                    Piece::Inline(_) => None,
-                });
-                zerocopy.lend(lent);
+            if zerocopy.on && run.bytes >= ZEROCOPY && !run.has_file() {
+                zerocopy.lend(run.memory());
                 let result = gather::send(dst, &slices, run.more, true);
                 let Err(error) = result else { return result };
                 zerocopy.settle(1);
@@ -399,37 +353,6 @@ impl<'a> Core<'a> {
     pub(crate) fn fail(&self, side: Side, error: io::Error) -> Error {
         Error::io(ErrorKind::Io, Some(side), error).after(self.delivered, Bytes::new())
     }
-}
-
-/// The thread's buffer with `len` bytes of a file at its start; `None` where the file ends before.
-/// `at_hand`: EAGAIN where a device would have to be waited for.
-fn read_at(
-    file: BorrowedFd<'_>,
-    offset: u64,
-    len: usize,
-    at_hand: bool,
-) -> io::Result<Option<AlignedBuf>> {
-    let mut buf = aligned::spare();
-    let mut done = 0;
-    if at_hand {
-        match call::read_at_hand(file, &mut buf.as_mut_slice()[..len], offset) {
-            Ok(n) => done = n,
-            Err(e) if errno::would_block(&e) => {
-                aligned::keep(buf);
-                return Err(e);
-            }
-            // A filesystem that cannot tell: read as ever.
-            Err(_) => {}
-        }
-    }
-    while done < len {
-        let into = &mut buf.as_mut_slice()[done..len];
-        match call::pread(file, into, offset.saturating_add(done as u64))? {
-            0 => return Ok(None),
-            n => done += n,
-        }
-    }
-    Ok(Some(buf))
 }
 
 fn truncated() -> Error {

@@ -8,9 +8,24 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 
 use super::call::{count, retry};
 
+/// Keeps SIGPIPE from the process where a call can raise it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shield(bool);
+
+impl Shield {
+    /// `raises`: the destination is such that the call can.
+    pub(crate) fn new(raises: bool) -> Self {
+        Self(raises && !is_ignored())
+    }
+
+    pub(crate) fn run<T>(self, call: impl FnOnce() -> T) -> T {
+        if self.0 { shielded(call) } else { call() }
+    }
+}
+
 /// Whether SIGPIPE is ignored by this process, as the Rust runtime arranges. Then nothing needs to
 /// be done around a call.
-pub(crate) fn is_ignored() -> bool {
+fn is_ignored() -> bool {
     let mut old = MaybeUninit::<libc::sigaction>::zeroed();
     count(1);
     // SAFETY: a null new action only asks; `old` has room for the answer.
@@ -22,7 +37,7 @@ pub(crate) fn is_ignored() -> bool {
 
 /// Runs `call` with SIGPIPE blocked in this thread, and takes away the one that it raised. A
 /// SIGPIPE that was pending before stays pending, and the mask is as before afterwards.
-pub(crate) fn shielded<T>(call: impl FnOnce() -> T) -> T {
+fn shielded<T>(call: impl FnOnce() -> T) -> T {
     let mut sigpipe = SigSet::empty();
     sigpipe.add(Signal::SIGPIPE);
     let mut before = SigSet::empty();
