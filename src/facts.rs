@@ -237,6 +237,7 @@ impl Facts {
     }
 
     /// What the descriptor leads to.
+    #[inline]
     pub fn kind(&self) -> Kind {
         self.kind
     }
@@ -255,16 +256,19 @@ impl Facts {
     }
 
     /// Whether O_NONBLOCK is set.
+    #[inline]
     pub fn is_nonblocking(&self) -> bool {
         self.flags & libc::O_NONBLOCK != 0
     }
 
     /// Whether O_APPEND is set.
+    #[inline]
     pub fn is_append(&self) -> bool {
         self.flags & libc::O_APPEND != 0
     }
 
     /// Whether O_DIRECT is set on a file or block device. (On a pipe the same bit means packets.)
+    #[inline]
     pub fn is_direct(&self) -> bool {
         self.kind.is_cached() && self.flags & libc::O_DIRECT != 0
     }

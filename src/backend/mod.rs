@@ -307,27 +307,32 @@ pub struct Endpoint<'a> {
 impl<'a> Endpoint<'a> {
     /// A side of which `facts` tells; `offset` is explicit, `None` stands for the descriptor's own
     /// position.
+    #[inline]
     pub fn new(fd: BorrowedFd<'a>, facts: &'a Facts, offset: Option<u64>) -> Self {
         Self { fd, facts, offset }
     }
 
     /// The descriptor, for as long as the caller lends it.
+    #[inline]
     pub fn fd(&self) -> BorrowedFd<'a> {
         self.fd
     }
 
     /// What is known of the descriptor.
+    #[inline]
     pub fn facts(&self) -> &Facts {
         self.facts
     }
 
     /// What the descriptor leads to.
+    #[inline]
     pub fn kind(&self) -> Kind {
         self.facts.kind()
     }
 
     /// The explicit offset where the next byte is taken or put, if there is one. It stands for the
     /// whole step: the transfer moves it by what the step reports.
+    #[inline]
     pub fn offset(&self) -> Option<u64> {
         self.offset
     }

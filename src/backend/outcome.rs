@@ -14,12 +14,14 @@ use crate::sys::{call, socket};
 pub(crate) const FAIR: usize = 2 << 20;
 
 /// `bytes` as a step, with nothing moved meaning that the source ended.
+#[inline]
 pub(super) fn moved_or_ended(bytes: usize) -> Step {
     NonZeroUsize::new(bytes).map_or(Step::Ended, Step::Moved)
 }
 
 /// `bytes` written as a step. A destination that takes none of what it was offered, and says so
 /// without an error, has failed.
+#[inline]
 pub(super) fn delivered(bytes: usize) -> Result<Step, Fault> {
     NonZeroUsize::new(bytes)
         .map(Step::Moved)
@@ -28,6 +30,7 @@ pub(super) fn delivered(bytes: usize) -> Result<Step, Fault> {
 
 /// What a failed call that moved nothing, with nothing in flight, means: another mechanism's turn,
 /// or a fault of `side`.
+#[inline]
 pub(super) fn unfit_or_fault(
     call: Call,
     side: Option<Side>,
@@ -48,6 +51,7 @@ pub(super) fn unfit_or_fault(
 /// The side that an error of one call between a socket and something else speaks of: a connection
 /// that fails is the socket's, whichever side that is. A file may have one behind it as well (FUSE,
 /// NFS), and is asked afterwards.
+#[inline]
 pub(super) fn side_of(src: &Endpoint<'_>, dst: &Endpoint<'_>, error: &io::Error) -> Option<Side> {
     let side = match (src.kind().is_socket(), dst.kind().is_socket()) {
         (true, false) => Side::Source,
@@ -67,6 +71,7 @@ fn blame(error: &io::Error) -> Option<Side> {
 /// EAGAIN does not tell which one that is. A source that has nothing to read is it. One that has may
 /// have got it only just now: so the call is made once more, and what it says then it says of the
 /// destination. (Whoever waits for edges would wait for ever for one of a side that never blocked.)
+#[inline]
 pub(super) fn call_either(
     src: &Endpoint<'_>,
     dst: &Endpoint<'_>,
@@ -110,6 +115,7 @@ fn wait_without_lock(src: &Endpoint<'_>) -> io::Result<bool> {
 }
 
 /// Refuses a kind of descriptor on one side.
+#[inline]
 pub(super) fn require(
     side: Side,
     end: &Endpoint<'_>,
@@ -124,6 +130,7 @@ pub(super) fn require(
 }
 
 /// Refuses descriptors with O_DIRECT: only the direct backend keeps to its alignment.
+#[inline]
 pub(super) fn require_buffered(src: &Endpoint<'_>, dst: &Endpoint<'_>) -> Result<(), Unfit> {
     if src.facts().is_direct() {
         return Err(Unfit::DirectIo(Side::Source));
@@ -135,6 +142,7 @@ pub(super) fn require_buffered(src: &Endpoint<'_>, dst: &Endpoint<'_>) -> Result
 }
 
 /// Refuses a destination that appends: offsets and splicing do not work on it.
+#[inline]
 pub(super) fn require_no_append(dst: &Endpoint<'_>) -> Result<(), Unfit> {
     if dst.facts().is_append() {
         Err(Unfit::Appends)

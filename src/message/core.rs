@@ -22,11 +22,10 @@ use crate::sys::sigpipe::Shield;
 use crate::sys::{call, errno, gather, socket, zerocopy};
 
 /// Files up to this go along with the memory around them, by pread(2) and one gather. CPU per
-/// message on loopback with a header of 200 bytes, in us, so against two calls (sendmsg(2) and
-/// sendfile(2)): TCP 4 KiB 3.1 : 6.9, 32 KiB 10.7 : 13.5, 64 KiB 32.8 : 30.8; UNIX 4 KiB 4.7 : 9.7,
-/// 32 KiB 8.5 : 13.9, 64 KiB 15.5 : 14.6. Below where they meet, since a card that reads the pages
-/// itself would save the copy, and loopback does not show that.
-const INLINE: u64 = 32 << 10;
+/// message with a header of 200 bytes, in us, so against two calls (sendmsg(2) and sendfile(2), and
+/// the looks at the file that these want): TCP on loopback 4 KiB 6.8 : 8.6, 8 KiB 7.6 : 8.8, 16 KiB
+/// 8.5 : 8.9, 32 KiB 10.5 : 9.2.
+const INLINE: u64 = 16 << 10;
 /// A pipe of its own costs a part more than splice(2) saves, up to this.
 const WORTH_A_PIPE: u64 = 1 << 20;
 /// From here on pinning pages may cost less than copying them (the kernel's documentation says

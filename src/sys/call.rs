@@ -25,11 +25,13 @@ thread_local! {
 
 /// How many system calls this thread has made through this module. A caller takes the difference
 /// of two readings; that keeps the count out of every signature.
+#[inline]
 pub(crate) fn made() -> u64 {
     MADE.get()
 }
 
 /// Counts calls that are made elsewhere on this module's behalf (`mmap` by memmap2).
+#[inline]
 pub(super) fn count(calls: u64) {
     MADE.set(MADE.get() + calls);
 }
@@ -39,6 +41,7 @@ pub(super) fn count(calls: u64) {
 const ENOTSUPP: i32 = 524;
 
 /// Runs one call until it is not interrupted (EINTR).
+#[inline]
 pub(super) fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> io::Result<T> {
     loop {
         count(1);
@@ -61,6 +64,7 @@ pub(super) fn loff(offset: u64) -> io::Result<libc::loff_t> {
     libc::loff_t::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
 }
 
+#[inline]
 pub(super) fn size(result: libc::ssize_t) -> nix::Result<usize> {
     Errno::result(result).map(libc::ssize_t::unsigned_abs)
 }

@@ -18,6 +18,7 @@ impl Shield {
         Self(raises && !is_ignored())
     }
 
+    #[inline]
     pub(crate) fn run<T>(self, call: impl FnOnce() -> T) -> T {
         if self.0 { shielded(call) } else { call() }
     }

@@ -16,7 +16,7 @@ const LAST: i32 = libc::MSG_NOSIGNAL;
 fn a_small_file_goes_along_in_one_gather() {
     let source = file(1, 1 << 20);
     for kind in Kind::ALL {
-        for len in [1, SMALL, 32 << 10] {
+        for len in [1, SMALL, 16 << 10] {
             let message = Message::new()
                 .bytes("header")
                 .bytes("more")
