@@ -11,10 +11,10 @@
 //! matters, see the feature `tokio`.
 
 use std::collections::{HashMap, VecDeque};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
 use std::net::{Shutdown, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +28,7 @@ use zcio::{Status, Transfer, TransferOptions};
 #[derive(Debug, Parser)]
 #[command(name = "event_loop")]
 struct Args {
-    /// Accepts connections here.
+    /// Accepts connections here: an address in numbers, and a port.
     #[arg(long, value_name = "ADDR")]
     listen: SocketAddr,
 
@@ -55,6 +55,13 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a file"));
+    }
+    File::open(path)
 }
 
 struct Server {
@@ -90,10 +97,12 @@ enum Turn {
 
 impl Server {
     fn new(args: Args) -> io::Result<Self> {
-        let file = File::open(&args.file)
+        let file = open(&args.file)
             .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", args.file.display())))?;
         let poll = Poll::new()?;
-        let mut listener = TcpListener::bind(args.listen)?;
+        let mut listener = TcpListener::bind(args.listen).map_err(|e| {
+            io::Error::new(e.kind(), format!("cannot listen at {}: {e}", args.listen))
+        })?;
         poll.registry()
             .register(&mut listener, LISTENER, Interest::READABLE)?;
         eprintln!(

@@ -20,16 +20,16 @@ use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
 use tokio::io::copy_bidirectional;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use zcio::relay::{Direction, Flow, RelayEnd, RelayOptions};
 
 /// Passes TCP connections on to another address, both ways.
 #[derive(Debug, Parser)]
 #[command(name = "proxy")]
 struct Args {
-    /// Accepts connections here.
+    /// Accepts connections here: host and port.
     #[arg(long, value_name = "ADDR")]
-    listen: SocketAddr,
+    listen: String,
 
     /// Passes them on to here: host and port.
     #[arg(long, value_name = "ADDR")]
@@ -63,6 +63,9 @@ enum Engine {
 
 fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "not a number")?;
+    if seconds <= 0.0 {
+        return Err("no time at all".to_owned());
+    }
     Duration::try_from_secs_f64(seconds).map_err(|e| e.to_string())
 }
 
@@ -84,7 +87,7 @@ async fn main() -> ExitCode {
 }
 
 async fn serve(args: Arc<Args>) -> io::Result<()> {
-    let listener = TcpListener::bind(args.listen).await?;
+    let listener = accept::listen(&args.listen).await?;
     eprintln!("proxy: {} passes on to {}", listener.local_addr()?, args.to);
     accept::serve(listener, args.max_connections, |client, from, _| {
         let args = Arc::clone(&args);
@@ -100,7 +103,11 @@ async fn connection(args: &Args, client: TcpStream, from: SocketAddr) {
             Engine::Auto => relay(args, &client, &server).await,
             Engine::ReadWrite => copy(client, server).await,
         },
-        Err(e) => format!("no connection to {}: {e}", args.to),
+        Err(e) => {
+            let text = format!("no connection to {}: {e}", args.to);
+            eprintln!("proxy: {text}");
+            text
+        }
     };
     if args.verbose {
         println!("{from}: {outcome}, {:.3} s", began.elapsed().as_secs_f64());

@@ -11,26 +11,26 @@
 #[path = "common/accept.rs"]
 mod accept;
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
 use clap::{Parser, ValueEnum};
 use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use zcio::TransferOptions;
 
 /// Sends one file to everybody who connects.
 #[derive(Debug, Parser)]
 #[command(name = "serve_raw")]
 struct Args {
-    /// Accepts connections here.
+    /// Accepts connections here: host and port.
     #[arg(long, value_name = "ADDR")]
-    listen: SocketAddr,
+    listen: String,
 
     /// The file.
     file: PathBuf,
@@ -70,10 +70,10 @@ async fn main() -> ExitCode {
 }
 
 async fn serve(args: Arc<Args>) -> io::Result<()> {
-    let file = File::open(&args.file)
+    let file = open(&args.file)
         .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", args.file.display())))?;
     let file = Arc::new(file);
-    let listener = TcpListener::bind(args.listen).await?;
+    let listener = accept::listen(&args.listen).await?;
     eprintln!(
         "serve_raw: {} sends {}",
         listener.local_addr()?,
@@ -84,6 +84,13 @@ async fn serve(args: Arc<Args>) -> io::Result<()> {
         async move { connection(&args, &file, client, from).await }
     })
     .await
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a file"));
+    }
+    File::open(path)
 }
 
 async fn connection(args: &Args, file: &File, client: TcpStream, from: SocketAddr) {

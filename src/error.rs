@@ -15,13 +15,14 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// The kernel answered an error: [`Error::io_error`] has it.
+    /// The kernel answered an error, or the time was up: [`Error::io_error`] has it.
     Io,
     /// No backend that the options allow serves the pair.
     Unfit,
     /// The descriptors or the options make no sense together; nothing was touched.
     InvalidInput,
-    /// The source became shorter while a window of it was mapped.
+    /// The source became shorter while a window of it was mapped, or ended before a range that a
+    /// message has of it.
     SourceTruncated,
 }
 
@@ -102,7 +103,8 @@ impl Error {
         self.inner.delivered
     }
 
-    /// The side that failed, where that is known.
+    /// The side that failed, or that was refused, where that is known: not where the call between both
+    /// did not tell, and not of a pair that is unfit.
     pub fn side(&self) -> Option<Side> {
         self.inner.side
     }
@@ -132,7 +134,9 @@ impl Error {
         }
     }
 
-    /// What the kernel answered, if it came to a call.
+    /// What the kernel answered; or what it would have: for input that makes no sense, a source that
+    /// was truncated and a time limit, an error that says so. `None` where a pair is unfit by its
+    /// nature.
     pub fn io_error(&self) -> Option<&io::Error> {
         match &self.inner.cause {
             Cause::Io(error) | Cause::Unfit(_, Some(error)) => Some(error),
@@ -169,13 +173,17 @@ impl fmt::Display for Error {
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let inner = &*self.inner;
+        let cause: &dyn fmt::Debug = match &inner.cause {
+            Cause::Io(error) => error,
+            Cause::Unfit(unfit, _) => unfit,
+        };
         f.debug_struct("Error")
             .field("kind", &inner.kind)
             .field("side", &inner.side)
             .field("backend", &inner.backend)
             .field("delivered", &inner.delivered)
             .field("undelivered", &inner.undelivered.len())
-            .field("cause", &format_args!("{self}"))
+            .field("cause", cause)
             .finish()
     }
 }
@@ -190,8 +198,10 @@ impl error::Error for Error {
 }
 
 impl From<Error> for io::Error {
-    /// Keeps the kind of the error that the kernel answered; the [`Error`] stays inside, reachable
-    /// by [`io::Error::get_ref`] and `downcast`.
+    /// Keeps the kind of [`Error::io_error`] (for input that makes no sense `IsADirectory`,
+    /// `PermissionDenied`, `NotSeekable`, `Unsupported` or `InvalidInput`; where a pair is unfit by its
+    /// nature, `Unsupported`). The [`Error`] stays inside, reachable by [`io::Error::get_ref`] and
+    /// `downcast`.
     ///
     /// Never `WouldBlock`: an event loop would take that for a state to wait in. Where a call between
     /// files was refused with EAGAIN (a lease, a lock), the kind is `ResourceBusy`.

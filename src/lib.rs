@@ -23,7 +23,7 @@
 //! | pass both directions between two sockets, as a proxy does | [`relay()`], [`relay::Relay`] |
 //! | send one source to many destinations | [`fan_out()`], [`fan_out::FanOut`] |
 //! | send a header, a range of a file and a trailer as one | [`Message`], [`message::Sending`] |
-//! | have a sealed memfd as [`Bytes`](bytes::Bytes) | [`map_file()`] |
+//! | have a sealed memfd as [`Bytes`] | [`map_file()`] |
 //! | know beforehand what would be done, and why | [`Probe`] |
 //! | bring a mechanism of your own | [`ZeroCopyTransfer`], by [`Transfer::with_backend`] |
 //!
@@ -68,6 +68,9 @@
 //!   descriptor; where one side is blocking, it waits on that side as the kernel's call does.
 //! - **Descriptors are shared.** An own position belongs to the open file description: another
 //!   process or thread that moves it moves it for the transfer. Explicit offsets are immune.
+//! - **Buffers above a descriptor are not seen.** What a `BufReader` has read ahead is not
+//!   transferred, and what a `BufWriter`, [`Stdout`](std::io::Stdout) or `tokio::fs::File` has not
+//!   flushed comes later, or at the same time: flush first.
 //! - **A pipe in packet mode** (`O_DIRECT` in pipe2(2)) drops the rest of a packet that is read in
 //!   part, and its reading end does not tell that it is one: give such a source no length or chunk
 //!   below 4096 bytes.
@@ -105,6 +108,9 @@ mod sys;
 #[cfg(feature = "tokio")]
 pub mod tokio;
 mod transfer;
+
+/// Memory as results hand it back and messages take it: that of the crate `bytes`.
+pub use bytes::Bytes;
 
 pub use backend::{Backend, Endpoint, Fault, Side, Step, Unfit, ZeroCopyTransfer};
 pub use error::{Error, ErrorKind, Result};

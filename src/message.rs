@@ -118,7 +118,8 @@ impl<'a> Message<'a> {
         Self::default()
     }
 
-    /// Appends memory. A `Vec`, a `String` or a `'static` slice becomes [`Bytes`] without a copy.
+    /// Appends memory. A `Vec`, a `String` or a `'static` slice becomes [`Bytes`] without a copy; of
+    /// anything shorter-lived make a `Vec`: `len.to_be_bytes().to_vec()`.
     pub fn bytes(mut self, bytes: impl Into<Bytes>) -> Self {
         self.push(Part::Bytes(bytes.into()));
         self

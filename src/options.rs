@@ -103,8 +103,10 @@ impl TransferOptions {
         self
     }
 
-    /// At most so many bytes per second, evenly; a hole that is skipped takes no time.
-    /// [`Transfer::resume_at`] tells an event loop when to go on; the blocking form sleeps.
+    /// At most so many bytes per second, evenly, once a first piece has gone at once: what the rate
+    /// allows in a tenth of a second, and 4 KiB at least. That is for each transfer anew, so many
+    /// small ones are not limited. A hole that is skipped takes no time. [`Transfer::resume_at`] tells
+    /// an event loop when to go on; the blocking form sleeps.
     pub fn rate(&mut self, bytes_per_second: NonZeroU64) -> &mut Self {
         self.plan.limits.rate = Some(bytes_per_second);
         self
@@ -175,8 +177,10 @@ impl TransferOptions {
 /// neither descriptor is touched.
 ///
 /// # Errors
-/// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) before anything is touched,
-/// [`ErrorKind::Io`](crate::ErrorKind::Io) with the kernel's answer. Either way
+/// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) before anything is touched;
+/// [`ErrorKind::Io`](crate::ErrorKind::Io) with the kernel's answer;
+/// [`ErrorKind::Unfit`](crate::ErrorKind::Unfit) where the options leave no backend that serves;
+/// [`ErrorKind::SourceTruncated`](crate::ErrorKind::SourceTruncated). Each time
 /// [`Error::delivered`](crate::Error::delivered) is exact, and what was taken from a source that
 /// cannot rewind and not delivered is in [`Error::undelivered`](crate::Error::undelivered).
 ///

@@ -91,7 +91,8 @@ impl RelayOptions {
         self
     }
 
-    /// At most so many bytes per second in each direction.
+    /// At most so many bytes per second in each direction: see
+    /// [`TransferOptions::rate`](crate::TransferOptions::rate).
     pub fn rate(&mut self, bytes_per_second: NonZeroU64) -> &mut Self {
         self.limits.rate = Some(bytes_per_second);
         self
@@ -106,11 +107,13 @@ impl RelayOptions {
     /// Starts a relay that moves when it is told to.
     ///
     /// # Errors
-    /// Where a side is not a stream socket.
+    /// Where a side is not a stream socket, or one that listens.
     pub fn start<A: AsFd, B: AsFd>(&self, a: A, b: B) -> Result<Relay<A, B>> {
         let (pool, pulse) = (pool(), Arc::new(Pulse::new()));
         let pump = |src, dst| Pump::new(src, dst, self.limits, &pool, &pulse);
         let (a_fd, b_fd) = (a.as_fd(), b.as_fd());
+        pump::require_no_listener(Side::Source, a_fd)?;
+        pump::require_no_listener(Side::Destination, b_fd)?;
         let (a_to_b, b_to_a) = (pump(a_fd, b_fd)?, pump(b_fd, a_fd)?);
         let options = self.clone();
         Ok(Relay {
@@ -231,6 +234,14 @@ impl<A: AsFd, B: AsFd> Relay<A, B> {
         let there = self.a_to_b.driver().resume_at();
         let back = self.b_to_a.driver().resume_at();
         there.into_iter().chain(back).min()
+    }
+
+    /// Bytes that have reached the other side so far.
+    pub fn delivered(&self, direction: Direction) -> u64 {
+        match direction {
+            Direction::AToB => self.a_to_b.driver().delivered(),
+            Direction::BToA => self.b_to_a.driver().delivered(),
+        }
     }
 
     /// Bytes in flight, both ways.

@@ -1,5 +1,6 @@
 //! What a transfer says of itself: what a step did, how far it has come, how it ended.
 
+use std::fmt;
 use std::num::NonZeroUsize;
 
 use crate::backend::{Backend, Side, Unfit};
@@ -43,7 +44,7 @@ pub struct Report {
 
 /// How many bytes each backend moved, in the order in which they came to move any. There are only
 /// so many of them, so it takes no memory of its own.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Shares {
     list: [(Backend, u64); Backend::ALL.len()],
     used: usize,
@@ -68,6 +69,12 @@ impl Shares {
 
     fn as_slice(&self) -> &[(Backend, u64)] {
         &self.list[..self.used]
+    }
+}
+
+impl fmt::Debug for Shares {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.as_slice().fmt(f)
     }
 }
 

@@ -25,9 +25,9 @@ use std::time::Instant;
 
 use ::tokio::time::{sleep_until, timeout_at};
 
-use crate::backend::{Fault, Side};
+use crate::backend::{Facts, Fault, Kind, Side};
 use crate::driver::{Driver, FAIR};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::options::TransferOptions;
 use crate::report::{Report, Status};
 use crate::transfer::Transfer;
@@ -46,7 +46,7 @@ pub use relay::{drive_relay, relay, relay_with};
 /// [`drive`] that.
 ///
 /// # Errors
-/// As [`transfer`](crate::transfer()).
+/// As [`transfer`](crate::transfer()) and [`drive`].
 pub async fn transfer<S: Readiness, D: Readiness>(src: &S, dst: &D, len: u64) -> Result<Report> {
     drive(&mut start(&TransferOptions::new(), src, dst, len)?).await
 }
@@ -70,13 +70,16 @@ pub fn start<'a, S: Readiness, D: Readiness>(
 /// [`reclaim`](Transfer::reclaim) what is in flight.
 ///
 /// # Errors
-/// As [`Transfer::advance`].
+/// As [`Transfer::advance`]; and [`InvalidInput`](crate::ErrorKind::InvalidInput) for a pipe or a
+/// socket without `O_NONBLOCK`, such as a FIFO opened as a [`std::fs::File`].
 pub async fn drive<S, D>(transfer: &mut Transfer<S, D>) -> Result<Report>
 where
     S: AsFd + Readiness,
     D: AsFd + Readiness,
 {
     let (driver, src, dst) = transfer.apart();
+    require_nonblocking(Side::Source, driver.src_facts())?;
+    require_nonblocking(Side::Destination, driver.dst_facts())?;
     let mut stride = Stride::default();
     loop {
         match next(driver, src, dst, &mut stride).await? {
@@ -84,6 +87,17 @@ where
             Status::Moved(_) | Status::Blocked(_) => {}
         }
     }
+}
+
+/// Refuses a pipe or a socket that would block this thread, and all that the runtime has on it. What
+/// a transfer holds stays in it.
+fn require_nonblocking(side: Side, facts: &Facts) -> Result<()> {
+    let kind = facts.kind();
+    if facts.is_nonblocking() || !(kind == Kind::Pipe || kind.is_socket()) {
+        return Ok(());
+    }
+    let text = format!("it is {kind} without O_NONBLOCK, and would hold up the runtime");
+    Err(Error::input(side, io::ErrorKind::InvalidInput, text))
 }
 
 /// What can be advanced between two descriptors: a transfer's driver, or one direction of a relay.

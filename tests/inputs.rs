@@ -280,7 +280,9 @@ fn no_backend_is_left() {
         let error = options.transfer(&src, &dst, 10).unwrap_err();
         assert_eq!((error.kind(), error.delivered()), (ErrorKind::Unfit, 0));
         assert!(
-            error.to_string().ends_with("left out by the options"),
+            error
+                .to_string()
+                .ends_with("the options leave out every backend that serves"),
             "{error}"
         );
         assert_eq!(io::Error::from(error).kind(), io::ErrorKind::Unsupported);

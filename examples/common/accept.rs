@@ -18,6 +18,12 @@ use tokio::time::sleep;
 /// Whether the server is to end.
 pub(crate) type Ending = watch::Receiver<bool>;
 
+/// Listens at an address: a host's name or number, and a port.
+pub(crate) async fn listen(address: &str) -> io::Result<TcpListener> {
+    let listener = TcpListener::bind(address).await;
+    listener.map_err(|e| io::Error::new(e.kind(), format!("cannot listen at {address}: {e}")))
+}
+
 /// Runs `connection` for each client, at most so many at once; more wait to be accepted.
 pub(crate) async fn serve<C>(
     listener: TcpListener,

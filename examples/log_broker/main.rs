@@ -29,7 +29,6 @@ mod log;
 mod wire;
 
 use std::io::{self, Write};
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -38,7 +37,7 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 use kafka_protocol::messages::ApiKey;
 use tokio::io::BufReader;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use zcio::Message;
@@ -51,9 +50,9 @@ struct Args {
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
 
-    /// Accepts connections here.
+    /// Accepts connections here: host and port.
     #[arg(long, value_name = "ADDR")]
-    listen: SocketAddr,
+    listen: String,
 
     /// How fetched bytes move.
     #[arg(long, value_enum, default_value_t = Engine::Auto)]
@@ -95,9 +94,11 @@ async fn main() -> ExitCode {
 }
 
 async fn serve(args: Args) -> io::Result<()> {
-    let (listen, at_once) = (args.listen, args.max_connections);
-    let broker = Arc::new(broker::Broker::open(args)?);
-    let listener = TcpListener::bind(listen).await?;
+    let (listen, at_once) = (args.listen.clone(), args.max_connections);
+    let dir = args.dir.display().to_string();
+    let broker = broker::Broker::open(args);
+    let broker = Arc::new(broker.map_err(|e| io::Error::other(format!("{dir}: {e}")))?);
+    let listener = accept::listen(&listen).await?;
     // Whether anybody reads it is not our affair.
     let _ = writeln!(io::stdout(), "{}", listener.local_addr()?);
     accept::serve(listener, at_once, |client, from, ending| {

@@ -16,14 +16,12 @@ mod request;
 mod site;
 
 use std::io::{self, Write};
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Parser, ValueEnum};
 use site::Site;
-use tokio::net::TcpListener;
 
 /// Serves the files below a directory by HTTP.
 #[derive(Debug, Parser)]
@@ -33,9 +31,9 @@ struct Args {
     #[arg(long, value_name = "DIR")]
     root: PathBuf,
 
-    /// Accepts connections here.
+    /// Accepts connections here: host and port.
     #[arg(long, value_name = "ADDR")]
-    listen: SocketAddr,
+    listen: String,
 
     /// How the bytes move.
     #[arg(long, value_enum, default_value_t = Engine::Auto)]
@@ -70,9 +68,10 @@ async fn main() -> ExitCode {
 }
 
 async fn serve(args: Args) -> io::Result<()> {
-    let listener = TcpListener::bind(args.listen).await?;
-    let (at_once, site) = (args.max_connections, Site::new(args));
-    let site = Arc::new(site.map_err(|e| io::Error::other(format!("the root: {e}")))?);
+    let listener = accept::listen(&args.listen).await?;
+    let (at_once, root) = (args.max_connections, args.root.display().to_string());
+    let site = Site::new(args).map_err(|e| io::Error::other(format!("the root {root}: {e}")))?;
+    let site = Arc::new(site);
     // Whether anybody reads it is not our affair.
     let _ = writeln!(io::stdout(), "http://{}/", listener.local_addr()?);
     accept::serve(listener, at_once, |client, _, ending| {

@@ -177,9 +177,12 @@ impl Driver {
     }
 }
 
+/// The deadline has passed, or, of a side, a socket's own time limit has run out.
 pub(super) fn timed_out(side: Option<Side>) -> Fault {
-    Fault {
-        side,
-        error: io::ErrorKind::TimedOut.into(),
-    }
+    let text = match side {
+        None => "the deadline has passed",
+        Some(_) => "the socket's own time limit has run out",
+    };
+    let error = io::Error::new(io::ErrorKind::TimedOut, text);
+    Fault { side, error }
 }

@@ -44,7 +44,12 @@ impl Driver {
         let wishes = &plan.wishes;
         let mut next = probe.queue();
         let Some(first) = next.pop() else {
-            let unfit = probe.verdict(probe.best()).err().unwrap_or(Unfit::Denied);
+            let unfit = match probe.verdict(probe.best()).err().unwrap_or(Unfit::Denied) {
+                Unfit::Denied if wishes.wanted().is_none() => {
+                    Unfit::Other("the options leave out every backend that serves")
+                }
+                unfit => unfit,
+            };
             return Err(Error::unfit(probe.best(), unfit));
         };
         let forced = wishes.only.is_some();

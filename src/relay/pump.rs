@@ -285,6 +285,15 @@ impl Pump {
     }
 }
 
+/// Refuses a socket that listens: it would never have anything to read, nor an end.
+pub(super) fn require_no_listener(side: Side, fd: BorrowedFd<'_>) -> Result<()> {
+    if call::socket_option(fd, libc::SO_ACCEPTCONN).unwrap_or(0) == 0 {
+        return Ok(());
+    }
+    let text = "it listens for connections, and a relay works between connected sockets";
+    Err(Error::input(side, io::ErrorKind::InvalidInput, text))
+}
+
 fn require_stream(side: Side, facts: &Facts) -> Result<()> {
     let kind = facts.kind();
     if kind.is_socket() {

@@ -13,7 +13,8 @@ use crate::report::{Report, Status};
 
 /// Sends a message: [`Message::send`], awaiting.
 ///
-/// Dropping the future breaks the message off; to go on where it stood, [`drive_sending`] one.
+/// Dropping the future breaks the message off; to go on where it stood, [`drive_sending`] one, started
+/// by [`Message::start`] (on a stream's half, on a [`Lent`] one).
 ///
 /// # Errors
 /// As [`Sending::advance`].

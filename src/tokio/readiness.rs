@@ -13,11 +13,17 @@ use ::tokio::time::sleep;
 
 use crate::backend::Side;
 
-/// A descriptor whose readiness can be awaited; a file, which is always ready.
+/// A descriptor whose readiness can be awaited; a file on a disk, which is always ready.
 ///
 /// Implemented for tokio's streams, their halves and its pipe ends, for [`AsyncFd`], for
-/// [`std::fs::File`] and [`tokio::fs::File`](::tokio::fs::File), and for references to these.
-pub trait Readiness {
+/// [`std::fs::File`] and [`tokio::fs::File`](::tokio::fs::File), and for references to these. Anything
+/// else with a descriptor goes into an [`AsyncFd`], non-blocking: a child's output, a terminal, a FIFO
+/// (or that into tokio's [`pipe`]).
+///
+/// Bytes pass below whatever buffers stand above the descriptor. A
+/// [`tokio::fs::File`](::tokio::fs::File) that was written to is still being written to until its
+/// `flush` has returned, at the position that the transfer would use: flush it first.
+pub trait Readiness: Sync {
     /// The descriptor.
     fn fd(&self) -> BorrowedFd<'_>;
 
@@ -29,11 +35,11 @@ pub trait Readiness {
     fn try_io(&self, side: Side, op: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()>;
 
     /// Waits until the descriptor may be ready.
-    fn ready(&self, side: Side) -> impl Future<Output = io::Result<()>>;
+    fn ready(&self, side: Side) -> impl Future<Output = io::Result<()>> + Send;
 
     /// Waits until a socket's error queue may hold something; where that cannot be awaited, for a
     /// millisecond.
-    fn errored(&self) -> impl Future<Output = io::Result<()>> {
+    fn errored(&self) -> impl Future<Output = io::Result<()>> + Send {
         async {
             sleep(Duration::from_millis(1)).await;
             Ok(())
@@ -119,7 +125,7 @@ macro_rules! readiness_of_pipes {
 
 readiness_of_pipes!(pipe::Sender, pipe::Receiver);
 
-impl<T: AsFd + std::os::fd::AsRawFd> Readiness for AsyncFd<T> {
+impl<T: AsFd + std::os::fd::AsRawFd + Sync> Readiness for AsyncFd<T> {
     fn fd(&self) -> BorrowedFd<'_> {
         self.get_ref().as_fd()
     }
@@ -170,19 +176,26 @@ impl<T: Readiness + ?Sized> Readiness for &T {
         (**self).try_io(side, op)
     }
 
-    fn ready(&self, side: Side) -> impl Future<Output = io::Result<()>> {
+    fn ready(&self, side: Side) -> impl Future<Output = io::Result<()>> + Send {
         (**self).ready(side)
     }
 
-    fn errored(&self) -> impl Future<Output = io::Result<()>> {
+    fn errored(&self) -> impl Future<Output = io::Result<()>> + Send {
         (**self).errored()
     }
 }
 
 /// A descriptor lent to a transfer: what makes a stream's half, which is no
-/// [`AsFd`], usable as one.
+/// [`AsFd`], usable as one, as in `message.start(Lent::new(&half))`.
 #[derive(Debug)]
 pub struct Lent<'a, T: ?Sized>(pub(super) &'a T);
+
+impl<'a, T: Readiness + ?Sized> Lent<'a, T> {
+    /// Lends it.
+    pub fn new(descriptor: &'a T) -> Self {
+        Self(descriptor)
+    }
+}
 
 impl<T: Readiness + ?Sized> AsFd for Lent<'_, T> {
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -199,11 +212,11 @@ impl<T: Readiness + ?Sized> Readiness for Lent<'_, T> {
         self.0.try_io(side, op)
     }
 
-    fn ready(&self, side: Side) -> impl Future<Output = io::Result<()>> {
+    fn ready(&self, side: Side) -> impl Future<Output = io::Result<()>> + Send {
         self.0.ready(side)
     }
 
-    fn errored(&self) -> impl Future<Output = io::Result<()>> {
+    fn errored(&self) -> impl Future<Output = io::Result<()>> + Send {
         self.0.errored()
     }
 }

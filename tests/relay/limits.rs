@@ -155,8 +155,17 @@ fn what_is_no_stream_socket_is_refused() {
     let (datagram, _other) = make::unix_datagram();
     let (reader, writer) = make::pipe();
     let file = make::disk_file();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a loopback port");
     let options = RelayOptions::new();
     for (what, error) in [
+        (
+            "a socket that listens",
+            options.start(&socket, &listener).map(drop).unwrap_err(),
+        ),
+        (
+            "a socket that listens",
+            options.start(&listener, &socket).map(drop).unwrap_err(),
+        ),
         (
             "a file",
             options.start(&socket, &file).map(drop).unwrap_err(),

@@ -130,6 +130,9 @@ fn what_is_wrong_at_the_start_is_said() {
             .unwrap();
         assert_eq!(output.status.code(), Some(1));
         let said = String::from_utf8(output.stderr).unwrap();
-        assert!(said.starts_with("serve: the root: "), "{said}");
+        assert!(
+            said.starts_with(&format!("serve: the root {root}: ")),
+            "{said}"
+        );
     }
 }

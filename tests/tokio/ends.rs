@@ -1,14 +1,14 @@
 //! A transfer over each kind of end that tokio has.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use tokio::net::unix::pipe;
 use tokio::time::timeout;
-use zcio::tokio::{Readiness, drive, start};
-use zcio::{Backend, End, Side, TransferOptions};
+use zcio::tokio::{Lent, Readiness, drive, drive_sending, start, transfer};
+use zcio::{Backend, End, ErrorKind, Side, TransferOptions};
 
 use crate::common::{Data, make};
 use crate::forms::{multi, single, tcp, unix, watched};
@@ -493,5 +493,61 @@ fn rate_and_deadline() {
             draining.expect("a stream").join().expect("drained"),
             600_000
         );
+    });
+}
+
+/// A transfer and a message for whatever can be awaited, spawned: their futures are `Send`.
+#[test]
+fn what_is_generic_can_be_spawned() {
+    async fn both<D: Readiness + 'static>(file: File, dst: D) -> u64 {
+        let message = zcio::Message::new().bytes("header").file(&file, 0..9);
+        // What is started can be put aside and driven on, on a stream's half too.
+        let mut sending = message.start(Lent::new(&dst)).expect("a stream");
+        let sent = drive_sending(&mut sending).await.expect("a peer").bytes;
+        sent + transfer(&file, &dst, 1000).await.expect("a peer").bytes
+    }
+    within(60, || {
+        let file = make::disk_file();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[7; 1000], 0).expect("room");
+        let (near, far) = make::tcp();
+        make::set_nonblocking(near.as_fd(), true);
+        let runtime = multi();
+        let task = {
+            let _inside = runtime.enter();
+            let (_half, half) = tcp(near.into()).into_split();
+            runtime.spawn(both(file, half))
+        };
+        assert_eq!(runtime.block_on(task).expect("no panic"), 6 + 9 + 1000);
+        drop(runtime);
+        let mut got = Vec::new();
+        std::io::Read::read_to_end(&mut File::from(OwnedFd::from(far)), &mut got).expect("all");
+        assert_eq!(got.len(), 6 + 9 + 1000);
+    });
+}
+
+/// A pipe or a socket that blocks would hold up all that the runtime has on this thread.
+#[test]
+fn what_would_block_the_thread_is_refused() {
+    within(60, || {
+        let (reader, mut writer) = std::io::pipe().expect("a pipe");
+        std::io::Write::write_all(&mut writer, &[7; 10]).expect("room");
+        let (socket, _peer) = make::unix();
+        single().block_on(async {
+            let (file, pipe) = (make::disk_file(), File::from(OwnedFd::from(reader)));
+            let error = transfer(&pipe, &file, 5).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+            assert_eq!(error.side(), Some(Side::Source));
+            let error = transfer(&file, &watched(socket.into()), 5)
+                .await
+                .unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+            assert_eq!(error.side(), Some(Side::Destination));
+            // Nothing was taken.
+            make::set_nonblocking(pipe.as_fd(), true);
+            assert_eq!(
+                transfer(&pipe, &file, 10).await.expect("two ends").bytes,
+                10
+            );
+        });
     });
 }
