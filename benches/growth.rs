@@ -147,6 +147,7 @@ fn by_count(args: &Args, name: &str, descriptors: u64) -> io::Result<Value> {
 fn many(source: &Arc<File>, count: usize, each: usize) -> io::Result<Cost> {
     support::runtime().block_on(async {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
+        support::link::choose_congestion(&listener);
         let receiver = receiver(listener.local_addr()?, count)?;
         let mut sockets = Vec::new();
         for _ in 0..count {

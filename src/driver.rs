@@ -112,7 +112,8 @@ impl Driver {
     /// and length.
     #[cfg(feature = "tokio")]
     pub(crate) fn next_range(&self, src: BorrowedFd<'_>) -> Option<(u64, u64)> {
-        if !self.src.facts.kind().is_cached() || self.src.facts.is_direct() {
+        let around = self.src.facts.is_direct() || self.backend() == Backend::Direct;
+        if !self.src.facts.kind().is_cached() || around {
             return None;
         }
         let at = self
@@ -207,11 +208,11 @@ impl Driver {
         loop {
             let limit = match self.limit()? {
                 Ok(limit) => limit,
-                Err(end) => return Ok(self.finish(end, src, dst)),
+                Err(end) => return self.finish(end, src, dst),
             };
             let limit = match self.skip_hole(limit, src, dst) {
                 Ok(limit) => limit,
-                Err(skipped) => return Ok(self.moved(skipped, src, dst)),
+                Err(skipped) => return self.moved(skipped, src, dst),
             };
             if let Err(error) = self.allocate(src, dst) {
                 return Err(self.fail(Fault::new(Side::Destination, error), src));
@@ -229,19 +230,19 @@ impl Driver {
                     if let Some(pace) = &mut self.pace {
                         pace.passed(count);
                     }
-                    return Ok(self.moved(bytes, src, dst));
+                    return self.moved(bytes, src, dst);
                 }
                 Ok(Step::Blocked(side)) => return Ok(Status::Blocked(side)),
                 Ok(Step::Ended) if self.has_ended(src) => {
-                    return Ok(self.finish(End::SourceEnded, src, dst));
+                    return self.finish(End::SourceEnded, src, dst);
                 }
-                Ok(Step::Ended) => self.give_way(Unfit::FalseEnd, src)?,
+                Ok(Step::Ended) => self.give_way(Unfit::FalseEnd, src, dst)?,
                 Ok(Step::Unfit(unfit)) => match self.reason_to_fail(unfit) {
                     Some(fault) => return Err(self.fail(fault, src)),
-                    None => self.give_way(unfit, src)?,
+                    None => self.give_way(unfit, src, dst)?,
                 },
                 Err(fault) => match self.reason_to_give_way(&fault) {
-                    Some(unfit) => self.give_way(unfit, src)?,
+                    Some(unfit) => self.give_way(unfit, src, dst)?,
                     None => return Err(self.fail(fault, src)),
                 },
             }
@@ -253,7 +254,7 @@ impl Driver {
     pub(crate) fn close(&mut self, src: BorrowedFd<'_>, dst: BorrowedFd<'_>) {
         // Nobody is left to tell; from a stream, the bytes go with the transfer.
         let _ = self.reclaim(src);
-        self.free_blocks(dst);
+        self.tidy(dst);
     }
 
     fn step(
@@ -269,36 +270,50 @@ impl Driver {
         self.shield.run(step)
     }
 
-    fn moved(&mut self, bytes: NonZeroUsize, src: BorrowedFd<'_>, dst: BorrowedFd<'_>) -> Status {
+    fn moved(
+        &mut self,
+        bytes: NonZeroUsize,
+        src: BorrowedFd<'_>,
+        dst: BorrowedFd<'_>,
+    ) -> Result<Status> {
         let count = bytes.get() as u64;
         self.delivered += count;
         self.end = End::Stopped;
         let backend = self.backend();
         // Each once, however often a relay's engine goes from one to the other and back.
         self.shares.add(backend, count);
-        self.tend_cache(count, false, src, dst);
-        Status::Moved(bytes)
+        self.tend_cache(count, false, src, dst)?;
+        Ok(Status::Moved(bytes))
     }
 
-    fn finish(&mut self, end: End, src: BorrowedFd<'_>, dst: BorrowedFd<'_>) -> Status {
+    fn finish(&mut self, end: End, src: BorrowedFd<'_>, dst: BorrowedFd<'_>) -> Result<Status> {
         self.end = end;
-        self.free_blocks(dst);
-        self.tend_cache(0, true, src, dst);
-        Status::Finished(end)
+        self.tidy(dst);
+        self.tend_cache(0, true, src, dst)?;
+        Ok(Status::Finished(end))
     }
 
-    fn tend_cache(&mut self, bytes: u64, last: bool, src: BorrowedFd<'_>, dst: BorrowedFd<'_>) {
+    /// Drops what was passed from the page cache, where that is asked for.
+    fn tend_cache(
+        &mut self,
+        bytes: u64,
+        last: bool,
+        src: BorrowedFd<'_>,
+        dst: BorrowedFd<'_>,
+    ) -> Result<()> {
         if self.drop_behind.is_none() {
-            return;
+            return Ok(());
         }
         let taken = self.delivered + self.in_flight();
         let Some(trail) = &mut self.drop_behind else {
-            return;
+            return Ok(());
         };
-        if last || !self.backend.is_uncached() {
-            let src = self.src.endpoint(src, taken);
-            let dst = self.dst.endpoint(dst, self.delivered);
-            trail.moved(&src, &dst, bytes, last);
+        if !last && self.backend.is_uncached() {
+            return Ok(());
         }
+        let from = self.src.endpoint(src, taken);
+        let to = self.dst.endpoint(dst, self.delivered);
+        let tended = trail.moved(&from, &to, bytes, last);
+        tended.map_err(|e| self.fail(Fault::new(Side::Destination, e), src))
     }
 }

@@ -1,5 +1,7 @@
 //! Dropping from the page cache what a transfer has passed.
 
+use std::io;
+
 use crate::backend::{Endpoint, Kind};
 use crate::sys::call;
 
@@ -7,7 +9,9 @@ use crate::sys::call;
 const WINDOW: u64 = 8 << 20;
 const PAGE: u64 = 4096;
 
-/// A trail of pages to drop. Everything here is advice: a failure changes no byte and no count.
+/// A trail of pages to drop. What drops them is advice: a failure changes no byte and no count. That
+/// they could not be written back is none, since whoever waits for that is told, and nobody else after
+/// him: not by fsync(2) on the same descriptor either.
 #[derive(Debug, Default)]
 pub(crate) struct DropBehind {
     passed: u64,
@@ -18,10 +22,19 @@ pub(crate) struct DropBehind {
 impl DropBehind {
     /// Takes note of `bytes` moved up to where both sides now stand; at the end of the transfer,
     /// `last` waits for the destination's rest and drops it too.
-    pub(crate) fn moved(&mut self, src: &Endpoint<'_>, dst: &Endpoint<'_>, bytes: u64, last: bool) {
+    ///
+    /// # Errors
+    /// Those of writing back.
+    pub(crate) fn moved(
+        &mut self,
+        src: &Endpoint<'_>,
+        dst: &Endpoint<'_>,
+        bytes: u64,
+        last: bool,
+    ) -> io::Result<()> {
         self.passed += bytes;
         if self.passed < WINDOW && !last {
-            return;
+            return Ok(());
         }
         let passed = std::mem::take(&mut self.passed);
         if let Some((from, len)) = window(src, passed) {
@@ -31,19 +44,20 @@ impl DropBehind {
         if let Some((from, len)) = new {
             // Written back while the next window is filled. The one before is done by now, or
             // nearly, and only clean pages can be dropped.
-            let _ = call::write_back(dst.fd(), from, len, false);
+            call::write_back(dst.fd(), from, len, false)?;
         }
         let due = [
             std::mem::replace(&mut self.writing, new),
             self.writing.filter(|_| last),
         ];
         for (from, len) in due.into_iter().flatten() {
-            let _ = call::write_back(dst.fd(), from, len, true);
+            call::write_back(dst.fd(), from, len, true)?;
             let _ = call::drop_cached(dst.fd(), from, len);
         }
         if last {
             self.writing = None;
         }
+        Ok(())
     }
 }
 

@@ -30,7 +30,7 @@ use crate::sys::{PrivatePipe, call};
 use lane::{Delivered, Lane};
 
 pub use options::{FanOutOptions, Lag};
-pub use report::{Branch, FanOutReport, FanOutStatus};
+pub use report::{Branch, FanOutError, FanOutReport, FanOutStatus};
 
 /// Bytes in one round, and the size of each pipe.
 const ROUND: usize = 1 << 20;
@@ -59,15 +59,16 @@ pub struct FanOut<S, D> {
 /// with poll(2) on non-blocking descriptors.
 ///
 /// # Errors
-/// Where a descriptor cannot serve, or the source fails: then
-/// [`Error::delivered`] is what was taken from it, all of which was delivered to every destination
-/// that had not failed.
+/// Where a descriptor cannot serve, or the source fails; with the exact counts of each destination.
 pub fn fan_out<S: AsFd, D: AsFd>(
     src: S,
     dsts: impl IntoIterator<Item = D>,
     len: u64,
-) -> Result<FanOutReport> {
-    let mut fan = FanOutOptions::new().start(src, dsts, len)?;
+) -> std::result::Result<FanOutReport, FanOutError> {
+    let mut fan = FanOutOptions::new()
+        .start(src, dsts, len)
+        .map_err(|error| FanOutError::new(error, FanOutReport::default()))?;
+    let mut failed = None;
     loop {
         match fan.advance() {
             Ok(FanOutStatus::Moved) => {}
@@ -75,20 +76,20 @@ pub fn fan_out<S: AsFd, D: AsFd>(
                 source,
                 destinations,
             }) => fan.wait(source, &destinations),
-            Ok(FanOutStatus::Finished(_)) => return Ok(fan.into_report()),
+            Ok(FanOutStatus::Finished(_)) => break,
             Err(error) => {
                 // What was taken before the source failed still goes where it belongs.
                 fan.len = fan.taken;
-                loop {
-                    match fan.advance()? {
-                        FanOutStatus::Moved => {}
-                        FanOutStatus::Blocked { destinations, .. } => {
-                            fan.wait(false, &destinations);
-                        }
-                        FanOutStatus::Finished(_) => return Err(error),
-                    }
-                }
+                failed = Some(error);
             }
+        }
+    }
+    let mut report = fan.into_report();
+    match failed {
+        None => Ok(report),
+        Some(error) => {
+            report.end = End::Stopped;
+            Err(FanOutError::new(error, report))
         }
     }
 }
@@ -255,8 +256,14 @@ impl<S: AsFd, D: AsFd> FanOut<S, D> {
             Ok(0) => Ok(Taken::Ended),
             Ok(n) => {
                 self.taken += n as u64;
-                buf.truncate(n);
-                let bytes = buf.freeze();
+                // What is kept for a slow destination is counted by its bytes: so it is to take little
+                // more memory than that.
+                let bytes = if n < BUFFER / 4 {
+                    Bytes::copy_from_slice(&buf[..n])
+                } else {
+                    buf.truncate(n);
+                    buf.freeze()
+                };
                 for lane in self.lanes.iter_mut().filter(|lane| lane.error.is_none()) {
                     lane.backlog.push_back(bytes.clone());
                 }

@@ -1,9 +1,11 @@
 //! Holes stay holes: what a sparse source leaves out is left out of the destination too.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::fcntl::OFlag;
+use nix::unistd::Whence;
 
 use crate::backend::Endpoint;
 use crate::sys::call;
@@ -11,10 +13,16 @@ use crate::sys::call;
 /// The map of a sparse source, read as the transfer comes to it.
 #[derive(Debug)]
 pub(crate) struct Holes {
-    /// A description of our own: `SEEK_DATA` moves the position, and the caller's must stay.
-    view: OwnedFd,
+    /// `SEEK_DATA` moves the position. Where that is not the transfer's to move, a description of
+    /// our own.
+    view: Option<OwnedFd>,
     /// Bytes known to be data before the next hole.
     data: u64,
+    /// The last block of a hole that was made beyond the destination's end: it is there to make the
+    /// file that long, until data follow.
+    pad: Option<Range<u64>>,
+    /// They have followed.
+    followed: bool,
 }
 
 /// What comes next in the source.
@@ -36,8 +44,16 @@ impl Holes {
         if !fit {
             return None;
         }
-        let view = call::reopen(src.fd(), OFlag::O_RDONLY).ok()?;
-        Some(Self { view, data: 0 })
+        let view = match src.offset() {
+            None => None,
+            Some(_) => Some(call::reopen(src.fd(), OFlag::O_RDONLY).ok()?),
+        };
+        Some(Self {
+            view,
+            data: 0,
+            pad: None,
+            followed: false,
+        })
     }
 
     /// What comes next, `limit` bytes at most. Fails only where no map can be had; the caller
@@ -51,29 +67,61 @@ impl Holes {
         if self.data > 0 {
             return Ok(Next::Data(self.data));
         }
+        self.unpad(dst);
         let at = src.position()?;
-        let view = self.view.as_fd();
-        let (data, to_end) = match call::seek_data(view, at)? {
-            Some(data) => (data, false),
-            None => (call::fstat(view)?.st_size.unsigned_abs(), true),
+        let seen = match &self.view {
+            Some(view) => look(view.as_fd(), at)?,
+            None => {
+                let seen = look(src.fd(), at);
+                call::seek(src.fd(), at as i64, Whence::SeekSet)?;
+                seen?
+            }
         };
-        let hole = data.saturating_sub(at);
-        if hole > 0 {
-            let len = hole.min(limit);
-            if make_hole(dst, len).is_ok() {
+        if seen.hole > 0 {
+            let len = seen.hole.min(limit);
+            if self.make_hole(dst, len).is_ok() {
                 src.seek_by(len as i64)?;
                 return Ok(Next::Made(len));
             }
             // The destination cannot have it: its zeros are copied.
-            self.data = hole;
-            return Ok(Next::Data(hole));
-        }
-        if to_end {
+            self.data = seen.hole;
+        } else if seen.to_end {
             // At or beyond the end: the backend says what there is to say.
             return Ok(Next::Data(u64::MAX));
+        } else {
+            self.data = seen.data;
         }
-        self.data = call::seek_hole(view, at)?.saturating_sub(at).max(1);
         Ok(Next::Data(self.data))
+    }
+
+    /// Makes the next `len` bytes of the destination a hole: punched as far as it has bytes there,
+    /// extended beyond.
+    fn make_hole(&mut self, dst: &Endpoint<'_>, len: u64) -> io::Result<()> {
+        let at = dst.position()?;
+        let end = at.checked_add(len).ok_or(io::ErrorKind::InvalidInput)?;
+        if call::status_flags(dst.fd())? & libc::O_APPEND != 0 {
+            // It does since the transfer began: others append, and where is not ours to say.
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let size = call::fstat(dst.fd())?.st_size.unsigned_abs();
+        if at < size {
+            call::punch_hole(dst.fd(), at, end.min(size) - at)?;
+        }
+        if size < end {
+            call::extend(dst.fd(), end)?;
+            let block = dst.facts().block_size();
+            self.pad = Some(at.max((end - 1) / block * block)..end);
+            self.followed = false;
+        }
+        dst.seek_by(len as i64)
+    }
+
+    /// Makes the last block of a hole one as well, where it is not the end of the file any more.
+    pub(crate) fn unpad(&mut self, dst: &Endpoint<'_>) {
+        if let Some(pad) = self.pad.take_if(|_| self.followed) {
+            // Its bytes are zeros either way.
+            let _ = call::punch_hole(dst.fd(), pad.start, pad.end - pad.start);
+        }
     }
 
     /// Bytes of data known to come before the next hole.
@@ -84,20 +132,31 @@ impl Holes {
     /// Takes note of bytes moved as data.
     pub(crate) fn moved(&mut self, bytes: u64) {
         self.data = self.data.saturating_sub(bytes);
+        self.followed = true;
     }
 }
 
-/// Makes the next `len` bytes of the destination a hole: punched as far as it has bytes there,
-/// extended beyond.
-fn make_hole(dst: &Endpoint<'_>, len: u64) -> io::Result<()> {
-    let at = dst.position()?;
-    let end = at.checked_add(len).ok_or(io::ErrorKind::InvalidInput)?;
-    let size = call::fstat(dst.fd())?.st_size.unsigned_abs();
-    if at < size {
-        call::punch_hole(dst.fd(), at, end.min(size) - at)?;
-    }
-    if size < end {
-        call::ftruncate(dst.fd(), end)?;
-    }
-    dst.seek_by(len as i64)
+/// What a file has from a position on.
+struct Seen {
+    /// Bytes before the next data.
+    hole: u64,
+    /// Bytes of data before the next hole, where data come first.
+    data: u64,
+    /// No data follow.
+    to_end: bool,
+}
+
+/// Looks, and moves the descriptor's position.
+fn look(fd: BorrowedFd<'_>, at: u64) -> io::Result<Seen> {
+    let (next, to_end) = match call::seek_data(fd, at)? {
+        Some(data) => (data, false),
+        None => (call::fstat(fd)?.st_size.unsigned_abs(), true),
+    };
+    let hole = next.saturating_sub(at);
+    let data = if hole > 0 || to_end {
+        0
+    } else {
+        call::seek_hole(fd, at)?.saturating_sub(at).max(1)
+    };
+    Ok(Seen { hole, data, to_end })
 }

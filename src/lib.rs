@@ -68,6 +68,10 @@
 //!   descriptor; where one side is blocking, it waits on that side as the kernel's call does.
 //! - **Descriptors are shared.** An own position belongs to the open file description: another
 //!   process or thread that moves it moves it for the transfer. Explicit offsets are immune.
+//! - **Record locks** (fcntl(2) `F_SETLK`) are gone once a process closes any descriptor of the file.
+//!   Some transfers open a file anew, or duplicate its descriptor, and close that: from a sparse
+//!   source with an explicit offset, with [`Cache::Bypass`], and, in `zcio::tokio`, of what is not in
+//!   the page cache. Locks of open file descriptions (`F_OFD_SETLK`, flock(2)) stay.
 //! - **Buffers above a descriptor are not seen.** What a `BufReader` has read ahead is not
 //!   transferred, and what a `BufWriter`, [`Stdout`](std::io::Stdout) or `tokio::fs::File` has not
 //!   flushed comes later, or at the same time: flush first.

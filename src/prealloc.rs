@@ -13,6 +13,13 @@ const WORTHWHILE: u64 = 128 << 10;
 /// How far ahead of a stream blocks are allocated: it may end before the length that was asked for.
 const AHEAD: u64 = 64 << 20;
 
+/// How far ahead where others may be filling other ranges of the file: what is not used of it stays.
+const BESIDE: u64 = 8 << 20;
+
+/// More blocks than this beyond a file's bytes are somebody's, and not the filesystem's own for its
+/// map of the file.
+const RESERVED: u64 = 1 << 20;
+
 /// What is allocated ahead of where the destination stands.
 #[derive(Debug)]
 pub(crate) struct Prealloc {
@@ -25,12 +32,18 @@ pub(crate) struct Prealloc {
     /// The destination is written at its own position. With an explicit offset, others may be
     /// filling other ranges at the same time, and truncating would take their bytes.
     alone: bool,
+    /// Where the file ended at first.
+    end: u64,
+    /// Something has moved. A stream may be silent for ever, and meanwhile others append.
+    moving: bool,
 }
 
 impl Prealloc {
     /// For a destination on a filesystem where it pays.
     pub(crate) fn new(src: &Endpoint<'_>, dst: &Endpoint<'_>) -> Option<Self> {
-        let fit = dst.facts().allocates_ahead() && !dst.facts().is_append();
+        // Blocks that the caller has reserved beyond the end serve as they are, and stay his.
+        let reserved = dst.facts().blocks_beyond_end() > RESERVED;
+        let fit = dst.facts().allocates_ahead() && !dst.facts().is_append() && !reserved;
         let known = src.kind().is_cached();
         // A small file needs no second look.
         let small = src.kind() == Kind::File && src.facts().size_hint() < WORTHWHILE;
@@ -41,6 +54,8 @@ impl Prealloc {
             allocated: false,
             known,
             alone,
+            end: dst.facts().size_hint(),
+            moving: false,
         })
     }
 
@@ -62,7 +77,7 @@ impl Prealloc {
         dst: &Endpoint<'_>,
         len: u64,
     ) -> io::Result<()> {
-        if self.seen > 0 {
+        if self.seen > 0 || !(self.known || self.moving) {
             return Ok(());
         }
         let len = if self.known {
@@ -74,6 +89,7 @@ impl Prealloc {
         } else {
             len.min(AHEAD)
         };
+        let len = if self.alone { len } else { len.min(BESIDE) };
         self.seen = len.max(WORTHWHILE);
         if len < WORTHWHILE {
             return Ok(());
@@ -83,7 +99,7 @@ impl Prealloc {
             .and_then(|at| call::allocate(dst.fd(), at, len));
         match allocated {
             Ok(()) => self.allocated = true,
-            Err(e) if self.known && is_full(&e) => {
+            Err(e) if self.known && !self.moving && is_full(&e) => {
                 // What there was room for has to go again.
                 self.allocated = true;
                 self.give_back(dst);
@@ -99,11 +115,12 @@ impl Prealloc {
     pub(crate) fn moved(&mut self, bytes: u64) {
         self.seen = self.seen.saturating_sub(bytes);
         self.allocated &= self.seen > 0;
+        self.moving = true;
     }
 
     /// Gives back what was not used: the blocks beyond the end of the file. (Within it they stay
-    /// allocated: which of them the file had before cannot be told. They also stay where an
-    /// explicit offset was given and the source became shorter on the way.)
+    /// allocated: which of them the file had before cannot be told. Where an explicit offset was
+    /// given, 8 MiB of them may stay beyond it.)
     pub(crate) fn give_back(&mut self, dst: &Endpoint<'_>) {
         self.seen = 0;
         if !std::mem::take(&mut self.allocated) || !self.alone {
@@ -114,7 +131,8 @@ impl Prealloc {
             return;
         };
         let size = stat.st_size.unsigned_abs();
-        if size <= at {
+        // Longer than by what was moved, it is being written to by others.
+        if size <= at.max(self.end) {
             let _ = call::ftruncate(dst.fd(), size);
         }
     }

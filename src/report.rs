@@ -17,13 +17,14 @@ pub enum Status {
 }
 
 /// How a transfer ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum End {
     /// All bytes that were asked for were delivered.
     Complete,
     /// The source had fewer; all of them were delivered.
     SourceEnded,
     /// It was told to stop, or has not ended yet.
+    #[default]
     Stopped,
 }
 

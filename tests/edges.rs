@@ -417,3 +417,46 @@ fn a_description_appended_to_itself_needs_an_offset() {
     assert_eq!(report.unwrap().bytes, 1 << 20);
     assert!(content(&file) == [&data[..], &data[..]].concat());
 }
+
+/// `SO_RCVLOWAT` makes poll(2) call a source unreadable that has bytes: the destination is full, and it
+/// is the side to wait for.
+#[test]
+#[allow(unsafe_code)]
+fn a_low_water_mark_does_not_make_the_source_block() {
+    let (mut peer, src) = common::make::tcp();
+    src.set_nonblocking(true).unwrap();
+    let mark: libc::c_int = 65536;
+    // SAFETY: SO_RCVLOWAT is one int, which is read. (No crate here has a safe name for it.)
+    let set = unsafe {
+        libc::setsockopt(
+            std::os::fd::AsRawFd::as_raw_fd(&src),
+            libc::SOL_SOCKET,
+            libc::SO_RCVLOWAT,
+            (&raw const mark).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    assert_eq!(set, 0);
+    let (mut reader, mut writer) = std::io::pipe().unwrap();
+    common::make::set_nonblocking(std::os::fd::AsFd::as_fd(&writer), true);
+    while std::io::Write::write(&mut writer, &[9; 4096]).is_ok() {}
+    std::io::Write::write_all(&mut peer, &[5; 10]).unwrap();
+    while nix::sys::socket::recv(
+        std::os::fd::AsRawFd::as_raw_fd(&src),
+        &mut [0; 1],
+        nix::sys::socket::MsgFlags::MSG_PEEK,
+    )
+    .is_err()
+    {
+        std::thread::yield_now();
+    }
+    let mut transfer = zcio::TransferOptions::new()
+        .start(&src, &writer, u64::MAX)
+        .unwrap();
+    assert_eq!(
+        transfer.advance().unwrap(),
+        zcio::Status::Blocked(zcio::Side::Destination)
+    );
+    std::io::Read::read_exact(&mut reader, &mut [0; 8192]).unwrap();
+    assert!(matches!(transfer.advance().unwrap(), zcio::Status::Moved(n) if n.get() == 10));
+}

@@ -270,10 +270,95 @@ fn what_makes_no_sense_is_refused_before_anything_moves() {
     let src = file(b"stays");
     let directory = File::open("/").unwrap();
     let error = fan_out(&src, [&directory], u64::MAX).unwrap_err();
-    assert_eq!(error.side(), Some(Side::Destination));
+    assert_eq!(error.error().side(), Some(Side::Destination));
     assert_eq!((&src).stream_position().unwrap(), 0);
     let report = fan_out(&src, Vec::<File>::new(), u64::MAX).unwrap();
     assert_eq!((report.taken, report.end), (0, End::Stopped));
+    // What is written would be read again, for ever.
+    let own = File::options()
+        .append(true)
+        .open(format!(
+            "/proc/self/fd/{}",
+            std::os::fd::AsRawFd::as_raw_fd(&src)
+        ))
+        .unwrap();
+    let error = fan_out(&src, [&own], u64::MAX).unwrap_err();
+    assert_eq!(error.error().side(), Some(Side::Destination));
+    assert_eq!(content(src), b"stays");
+}
+
+/// A pipe that holds all that it can, and is not waited for.
+fn full_pipe() -> (io::PipeReader, io::PipeWriter) {
+    let (reader, mut writer) = io::pipe().unwrap();
+    common::make::set_nonblocking(writer.as_fd(), true);
+    while writer.write(&[9; 4096]).is_ok() {}
+    (reader, writer)
+}
+
+/// The source fails, and then the destination: nothing is said to be delivered that is not.
+#[test]
+fn both_sides_fail() {
+    let (mut peer, src) = tcp();
+    let (reader, writer) = full_pipe();
+    let (good, mut far) = UnixStream::pair().unwrap();
+    let failing = thread::spawn(move || {
+        peer.write_all(&[5; 100]).unwrap();
+        far.read_exact(&mut [0; 100]).unwrap();
+        let at_once = libc::linger {
+            l_onoff: 1,
+            l_linger: 0,
+        };
+        nix::sys::socket::setsockopt(&peer, nix::sys::socket::sockopt::Linger, &at_once).unwrap();
+        drop(peer);
+        thread::sleep(std::time::Duration::from_millis(50));
+        drop(reader);
+        far
+    });
+    let dsts = [writer.as_fd(), good.as_fd()];
+    let error = fan_out(&src, dsts, u64::MAX).unwrap_err();
+    drop(failing.join().unwrap());
+    assert_eq!(error.error().side(), Some(Side::Source), "{error}");
+    let report = error.report();
+    assert_eq!((report.taken, report.end), (100, End::Stopped));
+    let [full, good] = &report.branches[..] else {
+        panic!("{report:?}")
+    };
+    let lost = full.error.as_ref().expect("nobody reads it");
+    assert_eq!((full.bytes, &lost.undelivered()[..]), (0, &[5; 100][..]));
+    assert!(good.bytes == 100 && good.error.is_none(), "{good:?}");
+}
+
+/// Few bytes kept for a slow destination take little more memory than that, however they came.
+#[test]
+fn a_backlog_bounds_memory() {
+    const PIECES: usize = 4000;
+    let Ok((master, slave)) = common::make::pty() else {
+        return common::skipped("a backlog from a terminal", "no terminal is to be had");
+    };
+    let mut master = File::from(master);
+    common::make::set_nonblocking(slave.as_fd(), true);
+    let (_reader, slow) = full_pipe();
+    let null = File::options().write(true).open("/dev/null").unwrap();
+    let dsts: [OwnedFd; 2] = [slow.into(), null.into()];
+    let mut fan = FanOutOptions::new().start(&slave, dsts, u64::MAX).unwrap();
+    // Untouched memory included, and what the tests beside this one have.
+    let data = || {
+        let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+        let pages: usize = statm.split(' ').nth(5).unwrap().parse().unwrap();
+        pages * 4096
+    };
+    let before = data();
+    for _ in 0..PIECES {
+        master.write_all(b"0123456789").unwrap();
+        while !matches!(fan.advance().unwrap(), FanOutStatus::Blocked { .. }) {}
+    }
+    let grown = data().saturating_sub(before);
+    assert_eq!(fan.taken(), 10 * PIECES as u64);
+    assert!(
+        grown < 512 << 20,
+        "{} bytes taken, {grown} held",
+        fan.taken()
+    );
 }
 
 /// Once the last one is given up, nothing more is taken: it would be in nobody's hands.

@@ -24,6 +24,7 @@ thread_local! {
     static SEEKS_BACK: Cell<u32> = const { Cell::new(0) };
     static LOOKS: Cell<u32> = const { Cell::new(0) };
     static POLLS: Cell<u32> = const { Cell::new(0) };
+    static WRITE_BACKS: Cell<u32> = const { Cell::new(0) };
 }
 
 fn fails(left: &'static thread::LocalKey<Cell<u32>>, errno: Errno) -> bool {
@@ -72,7 +73,58 @@ extern "C" fn poll(fds: *mut libc::pollfd, count: libc::nfds_t, limit: c_int) ->
     unsafe { libc::ppoll(fds, count, time, ptr::null()) }
 }
 
+#[unsafe(no_mangle)]
+extern "C" fn sync_file_range(fd: c_int, offset: i64, len: i64, flags: u32) -> c_int {
+    if fails(&WRITE_BACKS, Errno::EIO) {
+        return -1;
+    }
+    // SAFETY: sync_file_range(2) touches no memory.
+    unsafe { libc::syscall(libc::SYS_sync_file_range, fd, offset, len, flags) as c_int }
+}
+
 const LEN: usize = (3 << 20) + 77;
+
+/// What cannot be written back is told to whoever waits for that, and not to fsync(2) after him: so
+/// it is the transfer's error.
+#[test]
+fn what_cannot_be_written_back_is_said() {
+    let long = make::disk_file();
+    for at in 0..7 {
+        let piece = Data::new(1).bytes(at * LEN as u64, LEN);
+        long.write_all_at(&piece, at * LEN as u64).unwrap();
+    }
+    let mut options = TransferOptions::new();
+    options
+        .cache(zcio::Cache::DropBehind)
+        .backend(Backend::Splice)
+        .src_offset(0);
+    // In the midst of it, and at its end.
+    for (len, least) in [(7 * LEN as u64, 8 << 20), (1 << 20, 1 << 20)] {
+        let dst = make::disk_file();
+        WRITE_BACKS.set(1);
+        let result = options.transfer(&long, &dst, len);
+        assert_eq!(WRITE_BACKS.replace(0), 0, "it was written back");
+        let error = result.unwrap_err();
+        assert_eq!(error.side(), Some(Side::Destination), "{error}");
+        assert_eq!(error.io_error().unwrap().raw_os_error(), Some(libc::EIO));
+        assert!(
+            error.delivered() >= least && error.delivered() <= len,
+            "{error}"
+        );
+        assert_eq!(dst.metadata().unwrap().len(), error.delivered());
+    }
+    // An unaligned tail of O_DIRECT goes through the page cache, and is written back at once.
+    let dst = make::disk_file();
+    options.cache(zcio::Cache::Bypass).backend(Backend::Direct);
+    WRITE_BACKS.set(1);
+    let result = options.transfer(&long, &dst, LEN as u64);
+    if WRITE_BACKS.replace(0) == 1 {
+        return common::skipped("O_DIRECT", "nothing was written back");
+    }
+    let error = result.unwrap_err();
+    assert_eq!(error.side(), Some(Side::Destination), "{error}");
+    assert!(error.delivered() < LEN as u64, "{error}");
+}
 
 fn file() -> File {
     let file = make::disk_file();

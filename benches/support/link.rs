@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{Seek, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
@@ -72,13 +72,17 @@ pub(crate) fn tcp() -> (TcpStream, TcpStream) {
     let address = listener.local_addr().expect("its address");
     let ours = TcpStream::connect(address).expect("a loopback connection");
     let (theirs, _) = listener.accept().expect("the same, accepted");
-    for end in [&ours, &theirs] {
-        let _ = setsockopt(end, TcpCongestion, &CONGESTION.into());
-    }
+    choose_congestion(&ours);
+    choose_congestion(&theirs);
     // Small messages would wait for one another.
     ours.set_nodelay(true).expect("TCP_NODELAY");
     theirs.set_nodelay(true).expect("TCP_NODELAY");
     (ours, theirs)
+}
+
+/// Has a socket, and what it accepts, use [`CONGESTION`] where that is allowed.
+pub(crate) fn choose_congestion(socket: &impl AsFd) {
+    let _ = setsockopt(socket, TcpCongestion, &CONGESTION.into());
 }
 
 /// The congestion control that [`tcp`] came to.

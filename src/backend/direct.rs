@@ -186,12 +186,13 @@ impl Direct {
         let from = &buf.as_slice()[self.held.start..self.held.start + part];
         let fd = sides.dst.buffered(dst);
         let written = call::pwrite(fd, from, at)?;
-        let _ = dst.seek_by(written as i64);
-        // Advice, to leave no page behind: its failure changes nothing that was promised.
+        // To leave no page behind. Dropping them is advice; that they could not be written back is told
+        // to whoever waits for it, and to nobody after him.
         let (first, last) = (at - into_block as u64, at + written as u64);
         let pages = (last - first).next_multiple_of(PAGE as u64);
-        let _ = call::write_back(fd, first, pages, true);
+        call::write_back(fd, first, pages, true)?;
         let _ = call::drop_cached(fd, first, pages);
+        let _ = dst.seek_by(written as i64);
         Ok(written)
     }
 

@@ -92,7 +92,7 @@ pub(super) fn call_either(
                 if asked || !src.kind().is_stream() {
                     return blocked(Side::Destination);
                 }
-                match call::is_ready(src.fd(), false) {
+                match has_more(src) {
                     Ok(true) => asked = true,
                     Ok(false) => return blocked(Side::Source),
                     Err(e) => return Err(Err(Fault::new(Side::Source, e))),
@@ -101,6 +101,13 @@ pub(super) fn call_either(
             other => return Ok(other),
         }
     }
+}
+
+/// Whether a stream has something to read, its end included. Of a socket whose owner has set
+/// `SO_RCVLOWAT`, poll(2) does not tell.
+fn has_more(src: &Endpoint<'_>) -> io::Result<bool> {
+    let few = || src.kind().is_socket() && socket::readable(src.fd()).is_ok_and(|bytes| bytes > 0);
+    Ok(call::is_ready(src.fd(), false)? || few())
 }
 
 /// Waits for a blocking socket before the call that moves its bytes into the caller's pipe. Waiting

@@ -88,8 +88,11 @@ impl Driver {
         };
         let from = self.src.endpoint(src, self.delivered);
         let to = self.dst.endpoint(dst, self.delivered);
-        // A hole is no burden: the chunk does not bound it.
-        let whole = self.len.saturating_sub(self.delivered);
+        // A hole is no burden: the chunk does not bound it, only what can be counted at once.
+        let whole = self
+            .len
+            .saturating_sub(self.delivered)
+            .min(isize::MAX as u64);
         match holes.next(&from, &to, whole) {
             Ok(Next::Made(bytes)) => match usize::try_from(bytes).map(NonZeroUsize::new) {
                 Ok(Some(bytes)) => Err(bytes),
@@ -124,9 +127,14 @@ impl Driver {
         prealloc.allocate(&from, &to, len.min(data))
     }
 
-    pub(super) fn free_blocks(&mut self, dst: BorrowedFd<'_>) {
+    /// Leaves no blocks behind that are not used.
+    pub(super) fn tidy(&mut self, dst: BorrowedFd<'_>) {
+        let to = self.dst.endpoint(dst, self.delivered);
+        if let Some(holes) = &mut self.holes {
+            holes.unpad(&to);
+        }
         if let Some(prealloc) = &mut self.prealloc {
-            prealloc.give_back(&self.dst.endpoint(dst, self.delivered));
+            prealloc.give_back(&to);
         }
     }
 }

@@ -52,8 +52,21 @@ impl Driver {
     }
 
     /// Goes on with the next backend, from where this one stopped.
-    pub(super) fn give_way(&mut self, unfit: Unfit, src: BorrowedFd<'_>) -> Result<()> {
+    pub(super) fn give_way(
+        &mut self,
+        unfit: Unfit,
+        src: BorrowedFd<'_>,
+        dst: BorrowedFd<'_>,
+    ) -> Result<()> {
         let current = self.backend();
+        // One that appends since the transfer began takes the next way's bytes at its end, whatever
+        // offset it is given: pwrite(2), BUGS.
+        let appends = |flags| flags & libc::O_APPEND != 0;
+        if self.dst.base.is_some() && call::status_flags(dst).is_ok_and(appends) {
+            let text = "it appends by now (O_APPEND), whatever the offset";
+            let error = io::Error::new(io::ErrorKind::InvalidInput, text);
+            return Err(self.fail(Fault::new(Side::Destination, error), src));
+        }
         let held = self.reclaim(src)?;
         let fail = |held| Err(Error::unfit(current, unfit).after(self.delivered, held));
         if held.is_empty() {

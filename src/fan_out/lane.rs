@@ -34,9 +34,18 @@ pub(super) enum Delivered {
 }
 
 impl<D: AsFd> Lane<D> {
-    pub(super) fn new(dst: D) -> Result<Self> {
+    pub(super) fn new(dst: D, src: &Facts) -> Result<Self> {
         let facts = check(dst.as_fd(), Side::Destination)?;
         let kind = facts.kind();
+        if kind == Kind::File && facts.is_same_file(src) {
+            // What is written would be read again, for ever.
+            let text = "it is the source itself";
+            return Err(Error::input(
+                Side::Destination,
+                io::ErrorKind::InvalidInput,
+                text,
+            ));
+        }
         let plain = matches!(kind, Kind::CharDevice | Kind::Generated)
             || facts.is_append()
             || facts.is_direct();

@@ -69,7 +69,7 @@ impl FanOutOptions {
         let facts = check(src.as_fd(), Side::Source)?;
         let mut lanes = Vec::new();
         for dst in dsts {
-            lanes.push(Lane::new(dst)?);
+            lanes.push(Lane::new(dst, &facts)?);
         }
         let plain = !facts.kind().is_cached() && !facts.kind().is_stream()
             || facts.kind() == Kind::CharDevice

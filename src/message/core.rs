@@ -271,11 +271,13 @@ impl<'a> Core<'a> {
                 let result = gather::send(dst, &slices, run.more, true);
                 let Err(error) = result else { return result };
                 zerocopy.settle(1);
-                if error.raw_os_error() != Some(libc::ENOBUFS) {
-                    return Err(error);
+                match error.raw_os_error() {
+                    // Nothing is pinned, and still it is too much: it will never do.
+                    Some(libc::ENOBUFS) => zerocopy.on = zerocopy.outstanding() > 0,
+                    // A socket that takes the option, and then not the send (kTLS).
+                    Some(libc::EOPNOTSUPP | libc::EINVAL) => zerocopy.on = false,
+                    _ => return Err(error),
                 }
-                // Nothing is pinned, and still it is too much: it will never do.
-                zerocopy.on = zerocopy.outstanding() > 0;
             }
         }
         gather::send(dst, &slices, run.more, false)
@@ -336,9 +338,8 @@ impl<'a> Core<'a> {
 
     /// Leaves nothing behind but what the kernel still sends from.
     pub(super) fn close(&mut self, dst: BorrowedFd<'_>) {
-        // Nobody is left to tell.
         if let Some(zerocopy) = &mut self.zerocopy {
-            let _ = zerocopy.reap(dst);
+            zerocopy.close(dst);
         }
         if let Some((part, driver)) = &mut self.file {
             if let Some(Part::File { file, .. }) = self.parts.get(*part - self.gone) {

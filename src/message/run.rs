@@ -93,15 +93,17 @@ pub(super) fn read_at(
 ) -> io::Result<Option<AlignedBuf>> {
     let mut buf = aligned::spare();
     let mut done = 0;
-    if at_hand {
-        match call::read_at_hand(file, &mut buf.as_mut_slice()[..len], offset) {
-            Ok(n) => done = n,
+    while at_hand && done < len {
+        let into = &mut buf.as_mut_slice()[done..len];
+        match call::read_at_hand(file, into, offset.saturating_add(done as u64)) {
+            Ok(0) => break,
+            Ok(n) => done += n,
             Err(e) if errno::would_block(&e) => {
                 aligned::keep(buf);
                 return Err(e);
             }
             // A filesystem that cannot tell: read as ever.
-            Err(_) => {}
+            Err(_) => break,
         }
     }
     while done < len {

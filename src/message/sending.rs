@@ -103,10 +103,11 @@ impl<'a, D: AsFd> Sending<'a, D> {
     /// Sends large [`Bytes`](bytes::Bytes) from now on with `MSG_ZEROCOPY`: the kernel sends from
     /// their own pages, which this crate keeps until the kernel says that it is done. For TCP only.
     ///
-    /// This sets the socket option `SO_ZEROCOPY`, which stays set, and takes what comes on the
-    /// socket's error queue, notifications that are not its own included. Where the kernel says that
-    /// it has copied all the same (it always does on loopback), no more is asked of it; where it
-    /// may not pin more pages (ENOBUFS), it copies.
+    /// This sets the socket option `SO_ZEROCOPY`, until nothing is outstanding at its end, and takes
+    /// what comes on the socket's error queue: meanwhile nobody else may send with `MSG_ZEROCOPY` on
+    /// this socket. Where somebody had set the option before, he may have, and everything is copied.
+    /// So it is where the kernel says that it has copied all the same (it always does on loopback),
+    /// where it may not pin more pages (ENOBUFS), and where it refuses such a send.
     ///
     /// Once everything is delivered, [`advance`](Self::advance) says `Blocked` until the kernel is
     /// done with all pages, which is when the peer's kernel has acknowledged them. That is no

@@ -31,12 +31,32 @@ fn lent() -> MutexGuard<'static, BTreeMap<u64, Lent>> {
 pub(super) struct ZeroCopy {
     socket: u64,
     pub(super) on: bool,
+    /// It was allowed by this crate.
+    ours: bool,
 }
 
 impl ZeroCopy {
+    /// Where somebody else has allowed it before, he may have sends under way, and what the kernel
+    /// says of those must not be taken for ours: then everything is copied.
     pub(super) fn new(fd: BorrowedFd<'_>) -> io::Result<Self> {
+        let allowed = zerocopy::is_allowed(fd);
         let socket = zerocopy::allow(fd)?;
-        Ok(Self { socket, on: true })
+        let on = !allowed || lent().contains_key(&socket);
+        Ok(Self {
+            socket,
+            on,
+            ours: on,
+        })
+    }
+
+    /// Takes what the kernel has said, and forbids `MSG_ZEROCOPY` again where that was allowed for us
+    /// and nothing is left of it.
+    pub(super) fn close(&mut self, fd: BorrowedFd<'_>) {
+        // Nobody is left to tell.
+        let _ = self.reap(fd);
+        if self.ours && self.outstanding() == 0 {
+            let _ = zerocopy::forbid(fd);
+        }
     }
 
     /// Lends buffers to a send that is about to be made.

@@ -6,13 +6,14 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr;
+use std::time::Duration;
 
 use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
-use super::call::{get_socket_option, retry};
+use super::call::{get_socket_option, retry, socket_option};
 use super::socket;
 
 /// `SO_EE_ORIGIN_ZEROCOPY`: the notification is of sends with `MSG_ZEROCOPY`.
@@ -20,7 +21,7 @@ const ZEROCOPY: u8 = 5;
 /// `SO_EE_CODE_ZEROCOPY_COPIED`: the kernel copied after all.
 const COPIED: u8 = 1;
 
-/// Allows `MSG_ZEROCOPY` on this socket: a socket option, which stays set. Returns the number by
+/// Allows `MSG_ZEROCOPY` on this socket. Returns the number by
 /// which the kernel knows the socket (`SO_COOKIE`), never given to another one.
 pub(crate) fn allow(fd: BorrowedFd<'_>) -> io::Result<u64> {
     socket::set(fd, libc::SOL_SOCKET, libc::SO_ZEROCOPY, 1)?;
@@ -80,11 +81,27 @@ pub(crate) fn done(fd: BorrowedFd<'_>) -> io::Result<Done> {
     }
 }
 
+/// No more `MSG_ZEROCOPY` on this socket.
+pub(crate) fn forbid(fd: BorrowedFd<'_>) -> io::Result<()> {
+    socket::set(fd, libc::SOL_SOCKET, libc::SO_ZEROCOPY, 0)
+}
+
+/// Whether `MSG_ZEROCOPY` is allowed on this socket already.
+pub(crate) fn is_allowed(fd: BorrowedFd<'_>) -> bool {
+    socket_option(fd, libc::SO_ZEROCOPY).is_ok_and(|allowed| allowed != 0)
+}
+
 /// Waits until something is on the error queue, or the connection is gone.
 pub(crate) fn wait(fd: BorrowedFd<'_>) -> io::Result<()> {
     // An error condition is reported whatever is asked for.
     let mut fds = [PollFd::new(fd.as_fd(), PollFlags::empty())];
-    retry(|| poll(&mut fds, PollTimeout::NONE)).map(drop)
+    retry(|| poll(&mut fds, PollTimeout::NONE))?;
+    let told = fds[0].revents().unwrap_or(PollFlags::POLLERR);
+    if !told.contains(PollFlags::POLLERR) {
+        // Both directions have ended, of which poll(2) tells at once and for ever.
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 /// Breaks a TCP connection off: connect(2) to no address. The peer gets a reset, what was queued

@@ -176,19 +176,7 @@ fn nothing_is_asked_where_it_was_not_opted_in() {
     let (result, stage) = lane.run(|_| {}, |dst| message.send(dst));
     result.unwrap();
     assert_eq!((zerocopy_sends(&stage), stage.seen(Site::Reap)), (0, 0));
-    let mut on: libc::c_int = 7;
-    let mut len = size_of::<libc::c_int>() as libc::socklen_t;
-    // SAFETY: SO_ZEROCOPY is one int.
-    let result = unsafe {
-        libc::getsockopt(
-            lane.dst.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_ZEROCOPY,
-            (&raw mut on).cast(),
-            &raw mut len,
-        )
-    };
-    assert_eq!((result, on), (0, 0), "the socket option is not touched");
+    assert_eq!(allowed(&lane.dst), 0, "the socket option is not touched");
 }
 
 #[test]
@@ -402,4 +390,120 @@ fn notifications_come_whole_beside_timestamps() {
         drop(sending);
         reader.join().unwrap();
     });
+}
+
+/// Whoever has allowed it before may have sends under way: what the kernel says of those would free
+/// buffers that it still sends from.
+#[test]
+fn where_somebody_else_has_allowed_it_everything_is_copied() {
+    let (part, freed) = tracked(1 << 20);
+    let message = Message::new().bytes(part);
+    let all = content(&message);
+    let mut lane = Lane::new(Kind::Tcp);
+    allow(&lane.dst, 1);
+    let mut sending = message.start(lane.dst.try_clone().unwrap()).unwrap();
+    sending.zerocopy().unwrap();
+    assert!(!sending.is_zerocopy());
+    let (result, stage) = lane.run(|_| {}, |_| sending.finish());
+    result.unwrap();
+    assert_eq!((zerocopy_sends(&stage), sending.outstanding()), (0, 0));
+    drop((sending, message));
+    assert!(freed());
+    lane.assert_landed("copied", &all);
+    assert_eq!(allowed(&lane.dst), 1, "it was not ours to forbid");
+}
+
+/// One after the other on one connection, each by zero copy, and the option as it was afterwards.
+#[test]
+fn it_can_be_asked_for_again() {
+    let mut lane = Lane::new(Kind::Tcp);
+    for round in 0..3 {
+        let (part, freed) = tracked(1 << 20);
+        let message = Message::new().bytes(part);
+        let mut sending = start(&lane, &message);
+        let (result, stage) = lane.run(|_| {}, |_| sending.finish());
+        result.unwrap();
+        assert!(zerocopy_sends(&stage) > 0, "round {round}");
+        drop((sending, message));
+        assert!(freed());
+        assert_eq!(allowed(&lane.dst), 0);
+    }
+    lane.taker.landed.clear();
+}
+
+/// A socket may take the option and refuse the send: kTLS does.
+#[test]
+fn a_send_that_is_refused_is_copied() {
+    let message = Message::new().bytes(vec![3; 1 << 20]);
+    let all = content(&message);
+    for errno in [libc::EOPNOTSUPP, libc::EINVAL] {
+        let mut lane = Lane::new(Kind::Tcp);
+        let mut sending = start(&lane, &message);
+        let refuse = (Site::Gather, 1, Answer::Errno(errno));
+        let (result, stage) = lane.run(|stage| stage.fault = Some(refuse), |_| sending.finish());
+        assert_eq!(result.unwrap().bytes, message.len());
+        assert!(!sending.is_zerocopy());
+        assert_eq!((zerocopy_sends(&stage), sending.outstanding()), (0, 0));
+        lane.assert_landed("copied", &all);
+    }
+}
+
+/// Both directions have ended, of which poll(2) tells at once, and the peer has yet to read.
+#[test]
+fn waiting_for_pages_does_not_spin() {
+    within(60, |_| {
+        let (dst, from) = make::tcp();
+        dst.set_nonblocking(true).unwrap();
+        setsockopt(&from, RcvBuf, &4096).unwrap();
+        let message = Message::new().bytes(vec![1; 256 << 10]);
+        let mut sending = message.start(&dst).unwrap();
+        sending.zerocopy().unwrap();
+        while sending.remaining() > 0 {
+            assert!(matches!(sending.advance().unwrap(), Status::Moved(_)));
+        }
+        from.shutdown(std::net::Shutdown::Write).unwrap();
+        dst.shutdown(std::net::Shutdown::Write).unwrap();
+        let (before, began) = (sending.report().syscalls(), std::time::Instant::now());
+        let reader = std::thread::spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(300));
+            setsockopt(&from, RcvBuf, &(1 << 20)).unwrap();
+            std::io::copy(&mut &from, &mut std::io::sink()).unwrap()
+        });
+        sending.finish().unwrap();
+        assert_eq!(reader.join().unwrap(), 256 << 10);
+        let calls = sending.report().syscalls() - before;
+        // A look at the queue and a poll each millisecond, and no more, however long it takes.
+        let most = 100 + 4 * began.elapsed().as_millis() as u64;
+        assert!(calls < most, "{calls} system calls, of at most {most}");
+    });
+}
+
+fn allow(fd: &OwnedFd, value: libc::c_int) {
+    // SAFETY: SO_ZEROCOPY is one int, which is read.
+    let set = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ZEROCOPY,
+            (&raw const value).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    assert_eq!(set, 0);
+}
+
+fn allowed(fd: &OwnedFd) -> libc::c_int {
+    let (mut on, mut len) = (7, size_of::<libc::c_int>() as libc::socklen_t);
+    // SAFETY: SO_ZEROCOPY is one int, for which there is room.
+    let got = unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ZEROCOPY,
+            (&raw mut on).cast(),
+            &raw mut len,
+        )
+    };
+    assert_eq!(got, 0);
+    on
 }

@@ -254,6 +254,79 @@ fn a_small_file_of_a_message_is_read_where_it_does_not_wait() {
     });
 }
 
+/// Of a small file the first page is at hand and the others are not.
+#[test]
+fn a_small_file_that_is_half_there_is_read_where_it_does_not_wait() {
+    const SMALL: u64 = 16 << 10;
+    within(60, || {
+        let _watching = WATCHING.lock();
+        let (data, file) = (Data::new(4), make::disk_file());
+        file.write_all_at(&data.bytes(0, SMALL as usize), 0)
+            .expect("room");
+        if let Err(reason) = chill(&file) {
+            return skipped("cold files", reason);
+        }
+        // SAFETY: no pointer is passed.
+        unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_RANDOM) };
+        file.read_at(&mut [0], 0).expect("a file");
+        if missing(file.as_raw_fd(), 0, SMALL).expect("cachestat(2)") == 0 {
+            return skipped("a file of which a part is cached", "all of it is");
+        }
+        WATCHED.store(file.metadata().expect("a file").ino(), Ordering::Relaxed);
+        let (ours, mut theirs) = make::unix();
+        make::set_nonblocking(&ours, true);
+        single().block_on(async {
+            let message = zcio::Message::new().file(&file, 0..SMALL);
+            let report = zcio::tokio::send(&message, &unix(ours.into())).await;
+            assert_eq!(report.expect("two ends").bytes, SMALL);
+        });
+        WATCHED.store(0, Ordering::Relaxed);
+        let mut got = Vec::new();
+        theirs.read_to_end(&mut got).expect("a writer");
+        assert!(got == data.bytes(0, SMALL as usize));
+        let here = thread::current().id();
+        for entry in LOG.lock().expect("no panic").drain(..) {
+            if let Entry::Fetched(who, _, lacking) = entry {
+                assert!(
+                    who != here || lacking == 0,
+                    "read from the disk on the reactor's thread"
+                );
+            }
+        }
+    });
+}
+
+/// O_DIRECT goes around the page cache, and so does what prepares for it.
+#[test]
+fn bypassing_the_page_cache_leaves_it_alone() {
+    const MUCH: u64 = 8 << 20;
+    within(60, || {
+        let (data, src) = (Data::new(4), make::disk_file());
+        src.write_all_at(&data.bytes(0, MUCH as usize), 0)
+            .expect("room");
+        if let Err(reason) = chill(&src) {
+            return skipped("cold files", reason);
+        }
+        let dst = make::disk_file();
+        let mut options = zcio::TransferOptions::new();
+        options.cache(zcio::Cache::Bypass).src_offset(0);
+        let report = single().block_on(async {
+            let mut transfer = start(&options, &src, &dst, u64::MAX).expect("two files");
+            drive(&mut transfer).await.expect("two files")
+        });
+        assert_eq!(report.bytes, MUCH);
+        if report.backend != Backend::Direct {
+            return skipped("O_DIRECT", "this filesystem cannot do it");
+        }
+        let missing = missing(src.as_raw_fd(), 0, MUCH).expect("cachestat(2)");
+        assert_eq!(
+            missing,
+            MUCH / 4096,
+            "pages of the source that are not cached"
+        );
+    });
+}
+
 /// What polling a future took: the longest poll, and how often the thread was put to sleep in one.
 #[derive(Debug, Default)]
 struct Polls {

@@ -7,11 +7,12 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use nix::errno::Errno;
-use nix::fcntl::{self, FallocateFlags, OFlag, PosixFadviseAdvice};
+use nix::fcntl::{self, FallocateFlags, FcntlArg, OFlag, PosixFadviseAdvice};
 use nix::sys::stat::Mode;
 use nix::unistd::{self, Whence};
 
 use super::{loff, retry};
+use crate::sys::errno;
 
 pub(crate) fn seek(fd: BorrowedFd<'_>, offset: i64, whence: Whence) -> io::Result<u64> {
     let at = retry(|| unistd::lseek64(fd, offset, whence))?;
@@ -49,12 +50,20 @@ pub(crate) fn allocate(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<
     retry(|| fcntl::fallocate(fd, FallocateFlags::FALLOC_FL_KEEP_SIZE, offset, len))
 }
 
+/// Has a file end at `end` at least, and never makes it shorter: fallocate(2) of its last byte.
+/// (fstat(2) and ftruncate(2) would cut what somebody else has written in between.)
+pub(crate) fn extend(fd: BorrowedFd<'_>, end: u64) -> io::Result<()> {
+    let at = loff(end.saturating_sub(1))?;
+    retry(|| fcntl::fallocate(fd, FallocateFlags::empty(), at, 1))
+}
+
 pub(crate) fn ftruncate(fd: BorrowedFd<'_>, len: u64) -> io::Result<()> {
     let len = loff(len)?;
     retry(|| unistd::ftruncate(fd, len))
 }
 
-/// Starts writing a range back; with `wait`, returns when it has been written.
+/// Starts writing a range back; with `wait`, returns when it has been written. An error is one of
+/// writing: a file that cannot be written back by ranges has not failed.
 pub(crate) fn write_back(fd: BorrowedFd<'_>, offset: u64, len: u64, wait: bool) -> io::Result<()> {
     let flags = if wait {
         libc::SYNC_FILE_RANGE_WAIT_BEFORE
@@ -68,6 +77,10 @@ pub(crate) fn write_back(fd: BorrowedFd<'_>, offset: u64, len: u64, wait: bool) 
         // SAFETY: no memory is involved.
         let result = unsafe { libc::sync_file_range(fd.as_raw_fd(), offset, len, flags) };
         Errno::result(result).map(drop)
+    })
+    .or_else(|e| {
+        let failed = errno::is_of_storage(&e) || errno::is_destinations(&e);
+        if failed { Err(e) } else { Ok(()) }
     })
 }
 
@@ -107,13 +120,15 @@ pub(crate) fn fetch(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()>
 /// Opens the same file anew through `/proc/thread-self/fd`, so that flags and position are our own
 /// and those of the caller's description, which others may share, stay as they are. (`/proc/self`
 /// is the first thread's: a thread with a descriptor table of its own would open another file.)
+///
+/// Closing it again lets go of all record locks (`F_SETLK`) that this process has on the file: see
+/// fcntl(2).
 pub(crate) fn reopen(fd: BorrowedFd<'_>, flags: OFlag) -> io::Result<OwnedFd> {
     let path = PathBuf::from(format!("/proc/thread-self/fd/{}", fd.as_raw_fd()));
-    retry(|| {
-        fcntl::open(
-            &path,
-            flags | OFlag::O_CLOEXEC | OFlag::O_NOCTTY,
-            Mode::empty(),
-        )
-    })
+    let how = OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
+    // Not to wait for somebody to give up a lease, who may be this very thread.
+    let at_once = how | OFlag::O_NONBLOCK;
+    let file = retry(|| fcntl::open(&path, flags | at_once, Mode::empty()))?;
+    retry(|| fcntl::fcntl(&file, FcntlArg::F_SETFL(flags)))?;
+    Ok(file)
 }
