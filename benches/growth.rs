@@ -14,8 +14,10 @@ use std::time::Instant;
 use std::{env, io};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::sendfile::sendfile64;
 use serde_json::{Value, json};
 use support::{Args, Cost, End, GIB, KIB, Link, MIB, Way, clock, judge, ratio, size, take_turns};
+use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream};
 use zcio::TransferOptions;
 
@@ -121,15 +123,18 @@ fn by_count(args: &Args, name: &str, descriptors: u64) -> io::Result<Value> {
     let counts = (0..).map(|exponent| 10_usize.pow(exponent));
     let counts: Vec<usize> = counts.take_while(|count| *count <= most).collect();
     let source = Arc::new(support::source(EACH));
-    let mut ways: Vec<Way<usize>> = counts
+    let mut ways: Vec<Way<(usize, Mover)>> = counts
         .iter()
-        .map(|count| Way::new(format!("{count} at once"), *count))
+        .map(|count| Way::new(format!("{count} at once"), (*count, Mover::Zcio)))
         .collect();
     // The one that all others are compared with comes first in the table: the most at once.
     ways.reverse();
     let transfers = *counts.last().unwrap_or(&1);
-    take_turns(&mut ways, args.rounds(9), |count| {
-        many(&source, *count, transfers / *count).expect("connections")
+    // What so many connections cost by themselves.
+    let bare = format!("bare sendfile, {transfers} at once");
+    ways.insert(1, Way::new(bare, (transfers, Mover::Bare)));
+    take_turns(&mut ways, args.rounds(9), |(count, mover)| {
+        many(&source, *count, transfers / *count, *mover).expect("connections")
     });
     let bytes = transfers as u64 * EACH;
     let mut row = judge(name, bytes, &ways, &[("1 at once", 1.5)]);
@@ -144,7 +149,7 @@ fn by_count(args: &Args, name: &str, descriptors: u64) -> io::Result<Value> {
 }
 
 /// What `count` connections take on which `each` transfers follow one another.
-fn many(source: &Arc<File>, count: usize, each: usize) -> io::Result<Cost> {
+fn many(source: &Arc<File>, count: usize, each: usize, mover: Mover) -> io::Result<Cost> {
     support::runtime().block_on(async {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         support::link::choose_congestion(&listener);
@@ -153,34 +158,75 @@ fn many(source: &Arc<File>, count: usize, each: usize) -> io::Result<Cost> {
         for _ in 0..count {
             sockets.push(listener.accept().await?.0);
         }
+        // A connection begins slowly, and buffers grow: not what is compared.
+        let sockets = send_all(source, sockets, 1, mover).await?;
         let (start, before) = (Instant::now(), clock::process());
-        let tasks: Vec<_> = sockets
-            .into_iter()
-            .map(|socket| tokio::spawn(send(Arc::clone(source), socket, each)))
-            .collect();
-        for task in tasks {
-            task.await??;
-        }
+        drop(send_all(source, sockets, each, mover).await?);
         // Nothing else is left to do on this thread.
         let received = receiver.wait_with_output()?.stdout;
         let cost = Cost {
             cpu: clock::process() - before,
             time: start.elapsed().as_secs_f64(),
         };
-        let expected = (count * each) as u64 * EACH;
+        let expected = (count * (1 + each)) as u64 * EACH;
         assert_eq!(String::from_utf8_lossy(&received), expected.to_string());
         Ok(cost)
     })
 }
 
-async fn send(source: Arc<File>, socket: TcpStream, times: usize) -> io::Result<()> {
+/// So many transfers on each of the connections, at once.
+async fn send_all(
+    source: &Arc<File>,
+    sockets: Vec<TcpStream>,
+    times: usize,
+    mover: Mover,
+) -> io::Result<Vec<TcpStream>> {
+    let tasks: Vec<_> = sockets
+        .into_iter()
+        .map(|socket| tokio::spawn(send(Arc::clone(source), socket, times, mover)))
+        .collect();
+    let mut done = Vec::with_capacity(tasks.len());
+    for task in tasks {
+        done.push(task.await??);
+    }
+    Ok(done)
+}
+
+/// Who moves the bytes: the crate, or a loop without a thought for cold files and errors.
+#[derive(Clone, Copy)]
+enum Mover {
+    Zcio,
+    Bare,
+}
+
+async fn send(
+    source: Arc<File>,
+    socket: TcpStream,
+    times: usize,
+    mover: Mover,
+) -> io::Result<TcpStream> {
     let mut options = TransferOptions::new();
     options.src_offset(0);
     for _ in 0..times {
+        if let Mover::Bare = mover {
+            let mut at = 0;
+            while at < EACH as i64 {
+                socket.writable().await?;
+                let sent = socket.try_io(Interest::WRITABLE, || {
+                    let left = EACH as usize - at as usize;
+                    Ok(sendfile64(&socket, &source, Some(&mut at), left)?)
+                });
+                match sent {
+                    Err(e) if e.kind() != io::ErrorKind::WouldBlock => return Err(e),
+                    _ => {}
+                }
+            }
+            continue;
+        }
         let mut transfer = zcio::tokio::start(&options, &*source, &socket, EACH)?;
         assert_eq!(zcio::tokio::drive(&mut transfer).await?.bytes, EACH);
     }
-    Ok(())
+    Ok(socket)
 }
 
 /// A process that connects `count` times and drops what it gets.
