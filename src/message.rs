@@ -192,7 +192,7 @@ impl<'a> Message<'a> {
     pub fn send<D: AsFd>(&self, dst: D) -> Result<Report> {
         if self.is_empty() {
             // The destination is not even looked at.
-            return Ok(core::nothing_sent());
+            return Ok(Report::nothing());
         }
         self.start(dst)?.finish()
     }

@@ -51,11 +51,12 @@ impl Pace {
         self.held
     }
 
-    /// When the next byte may pass, if not now. What held the last step up is named even where the
+    /// When the next byte may pass, if not now, or the deadline before that. What held the last step up is named even where the
     /// time has come meanwhile: whoever asks would else take a side for blocked that never was.
     pub(crate) fn resume_at(&self) -> Option<Instant> {
         let early = self.limits.rate.is_some() && self.next > Instant::now();
-        (early || self.held).then_some(self.next)
+        let at = self.limits.deadline.map_or(self.next, |d| d.min(self.next));
+        (early || self.held).then_some(at)
     }
 
     /// The most that may pass at once: what the rate allows in a tenth of a second, so that it is

@@ -80,6 +80,17 @@ impl fmt::Debug for Shares {
 }
 
 impl Report {
+    /// Nothing was asked for: nothing was done.
+    pub(crate) fn nothing() -> Self {
+        Self::new(
+            Backend::ReadWrite,
+            End::Complete,
+            Vec::new(),
+            Shares::NONE,
+            0,
+        )
+    }
+
     pub(crate) fn new(
         current: Backend,
         end: End,

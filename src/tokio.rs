@@ -138,10 +138,6 @@ where
     D: Readiness + ?Sized,
 {
     if let Some(until) = mover.driver().resume_at() {
-        let until = mover
-            .driver()
-            .deadline()
-            .map_or(until, |deadline| deadline.min(until));
         sleep_until(until.into()).await;
     }
     warm_up(mover.driver(), src, stride).await?;

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use crate::backend::{Backend, ZeroCopyTransfer};
 use crate::driver::{Driver, Plan};
 use crate::error::Result;
-use crate::report::{End, Progress, Report, Shares, Status};
+use crate::report::{End, Progress, Report, Status};
 
 /// A transfer that can stop wherever the kernel would block, and go on.
 ///
@@ -201,13 +201,7 @@ pub(crate) fn run(
 ) -> Result<Report> {
     if len == 0 {
         // Not even looked at.
-        return Ok(Report::new(
-            Backend::ReadWrite,
-            End::Complete,
-            Vec::new(),
-            Shares::NONE,
-            0,
-        ));
+        return Ok(Report::nothing());
     }
     // A transfer, and not a bare driver: should the watcher unwind, it rewinds the source.
     let mut transfer = Transfer::start(plan, src, dst, len)?;

@@ -171,9 +171,6 @@ impl Driver {
         let result = if socket_timed_out {
             Err(timed_out(Some(side)))
         } else if let Some(until) = pause {
-            let until = self
-                .deadline()
-                .map_or(until, |deadline| deadline.min(until));
             std::thread::sleep(until.saturating_duration_since(Instant::now()));
             Ok(())
         } else {

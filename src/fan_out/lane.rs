@@ -8,6 +8,7 @@ use bytes::{Buf, Bytes, BytesMut};
 
 use crate::backend::{Backend, Facts, Kind, Side};
 use crate::error::{Error, ErrorKind, Result};
+use crate::probe;
 use crate::sys::errno::{self, Call};
 use crate::sys::sigpipe::Shield;
 use crate::sys::{PrivatePipe, call};
@@ -146,8 +147,7 @@ impl<D: AsFd> Lane<D> {
 
 /// Looks at a descriptor, and refuses one that cannot serve.
 pub(super) fn check(fd: BorrowedFd<'_>, side: Side) -> Result<Facts> {
-    let mut facts = Facts::of(fd).map_err(|e| Error::io(ErrorKind::Io, Some(side), e))?;
+    let mut facts = probe::look(fd, side, None)?;
     facts.look_up_filesystem(fd);
-    crate::probe::check(side, &facts, None)?;
     Ok(facts)
 }

@@ -364,14 +364,3 @@ fn truncated() -> Error {
 fn of_destination(error: io::Error) -> Error {
     Error::io(ErrorKind::Io, Some(Side::Destination), error).by(Backend::ReadWrite)
 }
-
-/// The report of an empty message.
-pub(super) fn nothing_sent() -> Report {
-    Report::new(
-        Backend::ReadWrite,
-        End::Complete,
-        Vec::new(),
-        Shares::NONE,
-        0,
-    )
-}

@@ -244,7 +244,7 @@ impl Pump {
             match self.advance(src, dst)? {
                 Status::Moved(_) => {}
                 Status::Blocked(side) => match (self.driver.resume_at(), side) {
-                    (Some(until), _) => thread::park_timeout(self.left(until)),
+                    (Some(until), _) => thread::park_timeout(left(until)),
                     (None, _) if side == Side::Source || waits => {
                         self.wait(side, src, dst, order)?;
                     }
@@ -270,19 +270,17 @@ impl Pump {
             Side::Source => (src, false),
             Side::Destination => (dst, true),
         };
-        let left = self.driver.deadline().map(|deadline| self.left(deadline));
+        let left = self.driver.deadline().map(left);
         self.syscalls += 1;
         let sides = [(fd, writable), (order.given.as_fd(), false)];
         let waited = call::poll_any(&sides, left).map(|_| order.heard());
         let waited = waited.map_err(|e| self.driver.fail(Fault::new(side, e), src));
         self.kept(waited)
     }
+}
 
-    /// The time until then, or until the deadline.
-    fn left(&self, until: Instant) -> Duration {
-        let until = self.driver.deadline().map_or(until, |d| d.min(until));
-        until.saturating_duration_since(Instant::now())
-    }
+fn left(until: Instant) -> Duration {
+    until.saturating_duration_since(Instant::now())
 }
 
 /// Refuses a socket that listens: it would never have anything to read, nor an end.
