@@ -108,6 +108,12 @@ impl<'a> Core<'a> {
         self.remaining
     }
 
+    /// What is known of the destination.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn dst_facts(&self) -> &Facts {
+        &self.facts
+    }
+
     pub(crate) fn report(&self) -> Report {
         let end = if self.remaining == 0 {
             End::Complete

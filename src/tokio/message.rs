@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::AsFd;
 
 use super::cold::{fetch, fetch_cold};
-use super::{LEAST, Lent, Readiness};
+use super::{LEAST, Lent, Readiness, require_nonblocking};
 use crate::backend::Side;
 use crate::driver::FAIR;
 use crate::error::Result;
@@ -25,12 +25,14 @@ pub async fn send<D: Readiness>(message: &Message<'_>, dst: &D) -> Result<Report
 /// Advances a sending to its end. Dropping the future leaves it whole: drive it again.
 ///
 /// # Errors
-/// As [`Sending::advance`].
+/// As [`Sending::advance`]; and [`InvalidInput`](crate::ErrorKind::InvalidInput) for a pipe or a
+/// socket without `O_NONBLOCK`.
 pub async fn drive_sending<D>(sending: &mut Sending<'_, D>) -> Result<Report>
 where
     D: AsFd + Readiness,
 {
     let (core, dst) = sending.apart();
+    require_nonblocking(Side::Destination, core.dst_facts())?;
     // How far the file that comes next is known to be in the page cache, and whether that has been
     // seen to for a small one.
     let (mut warm, mut fetched, mut passed) = ((usize::MAX, 0), false, 0);

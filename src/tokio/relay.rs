@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use ::tokio::time::{Sleep, sleep};
 
-use super::{Advance, Lent, LowWater, Readiness, Stride, next};
+use super::{Advance, Lent, LowWater, Readiness, Stride, next, require_nonblocking};
+use crate::backend::Side;
 use crate::driver::Driver;
 use crate::error::Result;
 use crate::relay::{
@@ -64,6 +65,15 @@ where
     A: AsFd + Readiness,
     B: AsFd + Readiness,
 {
+    let facts = (
+        relay.a_to_b.driver().src_facts(),
+        relay.a_to_b.driver().dst_facts(),
+    );
+    let nonblocking = require_nonblocking(Side::Source, facts.0)
+        .and_then(|()| require_nonblocking(Side::Destination, facts.1));
+    if let Err(error) = nonblocking {
+        return Err(relay.failed(Direction::AToB, error));
+    }
     let close_both = relay.options.closes_both();
     let mut idle = relay
         .options

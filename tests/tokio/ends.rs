@@ -542,6 +542,15 @@ fn what_would_block_the_thread_is_refused() {
                 .unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
             assert_eq!(error.side(), Some(Side::Destination));
+            let blocking = watched(make::unix().0.into());
+            let message = zcio::Message::new().bytes("text");
+            let error = zcio::tokio::send(&message, &blocking).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+            let (near, _far) = make::unix();
+            make::set_nonblocking(near.as_fd(), true);
+            let error = zcio::tokio::relay(&unix(near.into()), &blocking).await;
+            let error = error.unwrap_err();
+            assert_eq!(error.error().kind(), ErrorKind::InvalidInput, "{error}");
             // Nothing was taken.
             make::set_nonblocking(pipe.as_fd(), true);
             assert_eq!(
