@@ -18,7 +18,7 @@ use crate::backend::{
 };
 use crate::drop_behind::DropBehind;
 use crate::error::Result;
-use crate::holes::Holes;
+use crate::holes::{Holes, Next};
 use crate::pace::{Limits, Pace};
 use crate::policy::Cache;
 use crate::prealloc::Prealloc;
@@ -195,14 +195,12 @@ impl Driver {
     }
 
     fn advance_counted(&mut self, src: BorrowedFd<'_>, dst: BorrowedFd<'_>) -> Result<Status> {
-        if self.remaining() > 0 {
-            if let Some(pace) = &mut self.pace {
-                if pace.is_over() {
-                    return Err(self.fail(timed_out(None), src));
-                }
-                if pace.holds() {
-                    return Ok(Status::Blocked(Side::Destination));
-                }
+        if let Some(pace) = self.pace.as_mut().filter(|_| self.len > self.delivered) {
+            if pace.is_over() {
+                return Err(self.fail(timed_out(None), src));
+            }
+            if pace.holds() {
+                return Ok(Status::Blocked(Side::Destination));
             }
         }
         loop {
@@ -211,40 +209,25 @@ impl Driver {
                 Err(end) => return self.finish(end, src, dst),
             };
             let limit = match self.skip_hole(limit, src, dst) {
-                Ok(limit) => limit,
-                Err(skipped) => return self.moved(skipped, src, dst),
+                Ok(Next::Data(limit)) => limit,
+                Ok(Next::Made(skipped)) => return self.moved(skipped, src, dst),
+                Err(fault) => return Err(self.fail(fault, src)),
             };
             if let Err(error) = self.allocate(src, dst) {
                 return Err(self.fail(Fault::new(Side::Destination, error), src));
             }
+            // What is usual comes by itself: after a system call, the processor has forgotten what
+            // it knew of branches and returns, and each costs.
             match self.step(limit, src, dst) {
                 Ok(Step::Moved(bytes)) => {
-                    self.proven = true;
-                    let count = bytes.get() as u64;
-                    if let Some(holes) = &mut self.holes {
-                        holes.moved(count);
-                    }
-                    if let Some(prealloc) = &mut self.prealloc {
-                        prealloc.moved(count);
-                    }
-                    if let Some(pace) = &mut self.pace {
-                        pace.passed(count);
-                    }
+                    self.note(bytes.get() as u64);
                     return self.moved(bytes, src, dst);
                 }
-                Ok(Step::Blocked(side)) => return Ok(Status::Blocked(side)),
-                Ok(Step::Ended) if self.has_ended(src) => {
-                    return self.finish(End::SourceEnded, src, dst);
+                other => {
+                    if let Some(status) = self.settle(other, src, dst)? {
+                        return Ok(status);
+                    }
                 }
-                Ok(Step::Ended) => self.give_way(Unfit::FalseEnd, src, dst)?,
-                Ok(Step::Unfit(unfit)) => match self.reason_to_fail(unfit) {
-                    Some(fault) => return Err(self.fail(fault, src)),
-                    None => self.give_way(unfit, src, dst)?,
-                },
-                Err(fault) => match self.reason_to_give_way(&fault) {
-                    Some(unfit) => self.give_way(unfit, src, dst)?,
-                    None => return Err(self.fail(fault, src)),
-                },
             }
         }
     }
@@ -270,6 +253,20 @@ impl Driver {
         self.shield.run(step)
     }
 
+    /// Takes note of bytes moved by the backend.
+    fn note(&mut self, bytes: u64) {
+        self.proven = true;
+        if let Some(holes) = &mut self.holes {
+            holes.moved(bytes);
+        }
+        if let Some(prealloc) = &mut self.prealloc {
+            prealloc.moved(bytes);
+        }
+        if let Some(pace) = &mut self.pace {
+            pace.passed(bytes);
+        }
+    }
+
     fn moved(
         &mut self,
         bytes: NonZeroUsize,
@@ -282,7 +279,9 @@ impl Driver {
         let backend = self.backend();
         // Each once, however often a relay's engine goes from one to the other and back.
         self.shares.add(backend, count);
-        self.tend_cache(count, false, src, dst)?;
+        if self.drop_behind.is_some() {
+            self.tend_cache(count, false, src, dst)?;
+        }
         Ok(Status::Moved(bytes))
     }
 

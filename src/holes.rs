@@ -1,13 +1,14 @@
 //! Holes stay holes: what a sparse source leaves out is left out of the destination too.
 
 use std::io;
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::fcntl::OFlag;
 use nix::unistd::Whence;
 
-use crate::backend::Endpoint;
+use crate::backend::{Endpoint, Fault, Side};
 use crate::sys::call;
 
 /// The map of a sparse source, read as the transfer comes to it.
@@ -26,11 +27,12 @@ pub(crate) struct Holes {
 }
 
 /// What comes next in the source.
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Next {
     /// At most so many bytes of data.
-    Data(u64),
+    Data(NonZeroUsize),
     /// A hole of so many bytes, which the destination now has as well.
-    Made(u64),
+    Made(NonZeroUsize),
 }
 
 impl Holes {
@@ -56,49 +58,68 @@ impl Holes {
         })
     }
 
-    /// What comes next, `limit` bytes at most. Fails only where no map can be had; the caller
-    /// then copies without one.
+    /// What comes next, of `limit` bytes at most. `None` where no map is to be had: the caller then
+    /// copies without one.
+    ///
+    /// # Errors
+    /// Where a side is no longer where the counts say. Its position may be anywhere then.
     pub(crate) fn next(
         &mut self,
         src: &Endpoint<'_>,
         dst: &Endpoint<'_>,
-        limit: u64,
-    ) -> io::Result<Next> {
-        if self.data > 0 {
-            return Ok(Next::Data(self.data));
-        }
-        self.unpad(dst);
-        let at = src.position()?;
-        let seen = match &self.view {
-            Some(view) => look(view.as_fd(), at)?,
-            None => {
-                let seen = look(src.fd(), at);
-                call::seek(src.fd(), at as i64, Whence::SeekSet)?;
-                seen?
+        limit: NonZeroUsize,
+    ) -> Result<Option<Next>, Fault> {
+        let astray = |side| move |e| Fault::new(side, e);
+        if self.data == 0 {
+            self.unpad(dst);
+            let Ok(at) = src.position() else {
+                return Ok(None);
+            };
+            let seen = match &self.view {
+                Some(view) => look(view.as_fd(), at),
+                None => {
+                    let seen = look(src.fd(), at);
+                    call::seek(src.fd(), at as i64, Whence::SeekSet)
+                        .map_err(astray(Side::Source))?;
+                    seen
+                }
+            };
+            let Ok(seen) = seen else {
+                return Ok(None);
+            };
+            let hole = usize::try_from(seen.hole).unwrap_or(usize::MAX);
+            if let Some(hole) = NonZeroUsize::new(hole.min(limit.get())) {
+                let len = hole.get() as i64;
+                if self.make_hole(dst, hole).is_ok() {
+                    src.seek_by(len).map_err(astray(Side::Source))?;
+                    dst.seek_by(len).map_err(|e| {
+                        // Nothing was taken then, if this one goes back.
+                        let _ = src.seek_by(-len);
+                        Fault::new(Side::Destination, e)
+                    })?;
+                    return Ok(Some(Next::Made(hole)));
+                }
+                // The destination cannot have it: its zeros are copied.
+                self.data = seen.hole;
+            } else if seen.to_end {
+                // At or beyond the end: the backend says what there is to say.
+                return Ok(Some(Next::Data(limit)));
+            } else {
+                self.data = seen.data;
             }
-        };
-        if seen.hole > 0 {
-            let len = seen.hole.min(limit);
-            if self.make_hole(dst, len).is_ok() {
-                src.seek_by(len as i64)?;
-                return Ok(Next::Made(len));
-            }
-            // The destination cannot have it: its zeros are copied.
-            self.data = seen.hole;
-        } else if seen.to_end {
-            // At or beyond the end: the backend says what there is to say.
-            return Ok(Next::Data(u64::MAX));
-        } else {
-            self.data = seen.data;
         }
-        Ok(Next::Data(self.data))
+        let data = usize::try_from(self.data).unwrap_or(usize::MAX);
+        let data = NonZeroUsize::new(data.min(limit.get()));
+        Ok(Some(Next::Data(data.unwrap_or(limit))))
     }
 
     /// Makes the next `len` bytes of the destination a hole: punched as far as it has bytes there,
     /// extended beyond.
-    fn make_hole(&mut self, dst: &Endpoint<'_>, len: u64) -> io::Result<()> {
+    fn make_hole(&mut self, dst: &Endpoint<'_>, len: NonZeroUsize) -> io::Result<()> {
         let at = dst.position()?;
-        let end = at.checked_add(len).ok_or(io::ErrorKind::InvalidInput)?;
+        let end = at
+            .checked_add(len.get() as u64)
+            .ok_or(io::ErrorKind::InvalidInput)?;
         if call::status_flags(dst.fd())? & libc::O_APPEND != 0 {
             // It does since the transfer began: others append, and where is not ours to say.
             return Err(io::ErrorKind::InvalidInput.into());
@@ -113,7 +134,7 @@ impl Holes {
             self.pad = Some(at.max((end - 1) / block * block)..end);
             self.followed = false;
         }
-        dst.seek_by(len as i64)
+        Ok(())
     }
 
     /// Makes the last block of a hole one as well, where it is not the end of the file any more.

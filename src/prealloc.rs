@@ -80,11 +80,12 @@ impl Prealloc {
         if self.seen > 0 || !(self.known || self.moving) {
             return Ok(());
         }
-        let len = if self.known {
+        let len = if self.known && len >= WORTHWHILE {
             // Where it cannot be looked at, the call that reads says so, and of which side.
             let size = call::fstat(src.fd()).map_or(0, |stat| stat.st_size.unsigned_abs());
             len.min(size.saturating_sub(src.position().unwrap_or(size)))
-        } else if len == u64::MAX {
+        } else if self.known || len == u64::MAX {
+            // Too few to be worth a look, or nobody knows how many.
             0
         } else {
             len.min(AHEAD)

@@ -59,6 +59,13 @@ impl Shares {
 
     /// Takes note of bytes moved.
     pub(crate) fn add(&mut self, backend: Backend, bytes: u64) {
+        // Nearly always, there is but one.
+        if let Some((of, share)) = self.list.first_mut() {
+            if *of == backend && self.used > 0 {
+                *share += bytes;
+                return;
+            }
+        }
         let known = self.as_slice().iter().position(|(b, _)| *b == backend);
         let at = known.unwrap_or(self.used);
         if let Some((of, share)) = self.list.get_mut(at) {

@@ -22,6 +22,8 @@ use zcio::{Backend, End, Side, TransferOptions, fan_out};
 thread_local! {
     /// How many of this thread's calls fail from now on, and by what.
     static SEEKS_BACK: Cell<u32> = const { Cell::new(0) };
+    /// Which of this thread's next seeks fails, of whatever kind; 0 for none.
+    static SEEK: Cell<u32> = const { Cell::new(0) };
     static LOOKS: Cell<u32> = const { Cell::new(0) };
     static POLLS: Cell<u32> = const { Cell::new(0) };
     static WRITE_BACKS: Cell<u32> = const { Cell::new(0) };
@@ -39,6 +41,12 @@ fn fails(left: &'static thread::LocalKey<Cell<u32>>, errno: Errno) -> bool {
 #[unsafe(no_mangle)]
 extern "C" fn lseek64(fd: c_int, offset: i64, whence: c_int) -> i64 {
     if offset < 0 && fails(&SEEKS_BACK, Errno::EIO) {
+        return -1;
+    }
+    let nth = SEEK.get();
+    SEEK.set(nth.saturating_sub(1));
+    if nth == 1 {
+        Errno::EPERM.set();
         return -1;
     }
     // SAFETY: lseek(2) touches no memory.
@@ -174,6 +182,67 @@ fn what_does_not_go_back_to_its_source_goes_on() {
         assert_eq!(Data::new(1).check(0, &got), Ok(()));
     }
     assert!(held, "nothing was in flight at any stop");
+}
+
+/// A seccomp profile may refuse any lseek(2). At their own positions, a map of holes is made of these:
+/// where one fails, the bytes are the right ones up to the count, and a side that has gone astray is
+/// the one that failed.
+#[test]
+fn a_seek_that_fails_among_holes_puts_no_byte_out_of_place() {
+    const PIECE: u64 = 1 << 20;
+    let src = make::memfd();
+    let mut wanted = vec![0; 7 * PIECE as usize];
+    // Data, a hole, data, two holes, data, and a hole at the end.
+    for at in [0, 2, 5] {
+        let piece = Data::new(at).bytes(0, PIECE as usize);
+        src.write_all_at(&piece, at * PIECE).unwrap();
+        wanted[(at * PIECE) as usize..][..PIECE as usize].copy_from_slice(&piece);
+    }
+    src.set_len(7 * PIECE).unwrap();
+    let (mut failed, mut gave_up) = (0, 0);
+    for nth in 1.. {
+        let (mut src, mut dst) = (&src, make::memfd());
+        src.rewind().unwrap();
+        SEEK.set(nth);
+        let result = zcio::transfer(src, &dst, u64::MAX);
+        if SEEK.replace(0) > 0 {
+            assert_eq!(result.unwrap().bytes, 7 * PIECE);
+            break;
+        }
+        failed += 1;
+        let (delivered, side) = match &result {
+            Ok(report) => (report.bytes, None),
+            Err(error) => {
+                gave_up += 1;
+                assert_eq!(error.io_error().unwrap().raw_os_error(), Some(libc::EPERM));
+                assert!(error.side().is_some(), "{nth}: {error}");
+                (error.delivered(), error.side())
+            }
+        };
+        let mut got = vec![0; delivered as usize];
+        // A hole that is made and not counted may follow; of zeros no other trace is left.
+        dst.read_exact_at(&mut got, 0).unwrap();
+        assert!(got == wanted[..got.len()], "{nth}: {result:?}");
+        assert!(result.is_err() || delivered == 7 * PIECE, "{nth}");
+        if side != Some(Side::Source) {
+            assert_eq!(
+                src.stream_position().unwrap(),
+                delivered,
+                "{nth}: {result:?}"
+            );
+        }
+        if side != Some(Side::Destination) {
+            assert_eq!(
+                dst.stream_position().unwrap(),
+                delivered,
+                "{nth}: {result:?}"
+            );
+        }
+    }
+    assert!(
+        failed > 20 && gave_up > 3,
+        "{failed} seeks failed, {gave_up} for good"
+    );
 }
 
 #[test]

@@ -40,14 +40,18 @@ impl Sendfile {
             return limit;
         }
         if self.left == 0 {
-            // The facts are fresh enough at first; later, the file may have grown.
-            let size = if self.started {
-                call::fstat(src.fd()).map_or(0, |stat| stat.st_size.unsigned_abs())
+            self.left = if self.started {
+                // It may have grown.
+                let size = call::fstat(src.fd()).map_or(0, |stat| stat.st_size.unsigned_abs());
+                size.saturating_sub(src.position().unwrap_or(size))
             } else {
-                src.facts().size_hint()
+                // The facts are fresh enough, and most files are read from their start: where the
+                // descriptor's own position is another, the end comes as if the file had been cut.
+                src.facts()
+                    .size_hint()
+                    .saturating_sub(src.offset().unwrap_or(0))
             };
             self.started = true;
-            self.left = size.saturating_sub(src.position().unwrap_or(size));
         }
         match usize::try_from(self.left) {
             // At the end, as far as known: the call itself says so, or finds more.

@@ -8,7 +8,7 @@ use std::os::fd::BorrowedFd;
 use bytes::Bytes;
 
 use super::Driver;
-use crate::backend::{Backend, Side};
+use crate::backend::{Backend, Fault, Side};
 use crate::error::{Error, ErrorKind, Result};
 use crate::holes::{Holes, Next};
 use crate::pace::Pace;
@@ -71,21 +71,17 @@ impl Driver {
         Ok(NonZeroUsize::new(limit).ok_or(End::Complete))
     }
 
-    /// Skips the hole that comes next (`Err`, its length) or limits the step to the data before
-    /// the one that follows.
+    /// Skips the hole that comes next, or limits the step to the data before the one that follows.
     pub(super) fn skip_hole(
         &mut self,
         limit: NonZeroUsize,
         src: BorrowedFd<'_>,
         dst: BorrowedFd<'_>,
-    ) -> std::result::Result<NonZeroUsize, NonZeroUsize> {
+    ) -> std::result::Result<Next, Fault> {
         // A shared extent brings its holes along, and bytes in flight have to go first.
         if self.holes.is_none() || self.backend() == Backend::Reflink || self.in_flight() > 0 {
-            return Ok(limit);
+            return Ok(Next::Data(limit));
         }
-        let Some(holes) = &mut self.holes else {
-            return Ok(limit);
-        };
         let from = self.src.endpoint(src, self.delivered);
         let to = self.dst.endpoint(dst, self.delivered);
         // A hole is no burden: the chunk does not bound it, only what can be counted at once.
@@ -93,20 +89,19 @@ impl Driver {
             .len
             .saturating_sub(self.delivered)
             .min(isize::MAX as u64);
-        match holes.next(&from, &to, whole) {
-            Ok(Next::Made(bytes)) => match usize::try_from(bytes).map(NonZeroUsize::new) {
-                Ok(Some(bytes)) => Err(bytes),
-                _ => Ok(limit),
-            },
-            Ok(Next::Data(bytes)) => {
-                let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
-                Ok(NonZeroUsize::new(bytes).map_or(limit, |bytes| limit.min(bytes)))
-            }
-            Err(_) => {
+        let whole = NonZeroUsize::new(whole as usize).unwrap_or(limit);
+        let next = match &mut self.holes {
+            Some(holes) => holes.next(&from, &to, whole)?,
+            None => None,
+        };
+        Ok(match next {
+            Some(Next::Data(data)) => Next::Data(data.min(limit)),
+            Some(made) => made,
+            None => {
                 self.holes = None;
-                Ok(limit)
+                Next::Data(limit)
             }
-        }
+        })
     }
 
     /// Has blocks ready for what comes next. An error says that there is no room for it.

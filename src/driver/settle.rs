@@ -9,13 +9,43 @@ use nix::unistd::Whence;
 
 use super::Driver;
 use super::start::instance;
-use crate::backend::{Backend, Fault, Kind, ReadWrite, Side, Unfit};
+use crate::backend::{Backend, Fault, Kind, ReadWrite, Side, Step, Unfit};
 use crate::error::{Error, ErrorKind, Result};
 use crate::probe::Queue;
+use crate::report::{End, Status};
 use crate::sys::errno::{self, Call};
 use crate::sys::{call, socket};
 
 impl Driver {
+    /// What a step that moved nothing makes of the transfer: how it stands or ends, or `None` where
+    /// the next backend takes over.
+    #[inline(never)]
+    pub(super) fn settle(
+        &mut self,
+        stepped: std::result::Result<Step, Fault>,
+        src: BorrowedFd<'_>,
+        dst: BorrowedFd<'_>,
+    ) -> Result<Option<Status>> {
+        let unfit = match stepped {
+            Ok(Step::Moved(bytes)) => return Ok(Some(Status::Moved(bytes))),
+            Ok(Step::Blocked(side)) => return Ok(Some(Status::Blocked(side))),
+            Ok(Step::Ended) if self.has_ended(src) => {
+                return self.finish(End::SourceEnded, src, dst).map(Some);
+            }
+            Ok(Step::Ended) => Unfit::FalseEnd,
+            Ok(Step::Unfit(unfit)) => match self.reason_to_fail(unfit) {
+                Some(fault) => return Err(self.fail(fault, src)),
+                None => unfit,
+            },
+            Err(fault) => match self.reason_to_give_way(&fault) {
+                Some(unfit) => unfit,
+                None => return Err(self.fail(fault, src)),
+            },
+        };
+        self.give_way(unfit, src, dst)?;
+        Ok(None)
+    }
+
     /// Whether a backend's first 0 is the end. On procfs, FUSE and overlay, splice(2) and its kin
     /// answer 0 for files that read(2) finds bytes in: so it is asked, once, for one byte.
     pub(super) fn has_ended(&self, src: BorrowedFd<'_>) -> bool {

@@ -14,14 +14,17 @@ use super::{loff, retry, size};
 /// The most that read(2), write(2), sendfile(2) and splice(2) move in one call on Linux.
 const MAX_COUNT: usize = 0x7fff_f000;
 
+#[inline]
 pub(crate) fn read(fd: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<usize> {
     retry(|| unistd::read(fd, buf))
 }
 
+#[inline]
 pub(crate) fn write(fd: BorrowedFd<'_>, buf: &[u8]) -> io::Result<usize> {
     retry(|| unistd::write(fd, buf))
 }
 
+#[inline]
 pub(crate) fn pread(fd: BorrowedFd<'_>, buf: &mut [u8], offset: u64) -> io::Result<usize> {
     let offset = loff(offset)?;
     retry(|| {
@@ -30,6 +33,7 @@ pub(crate) fn pread(fd: BorrowedFd<'_>, buf: &mut [u8], offset: u64) -> io::Resu
     })
 }
 
+#[inline]
 pub(crate) fn pwrite(fd: BorrowedFd<'_>, buf: &[u8], offset: u64) -> io::Result<usize> {
     let offset = loff(offset)?;
     retry(|| {
@@ -90,6 +94,7 @@ pub(crate) fn write_dontcache(
 }
 
 /// sendfile(2); without an offset, from the source's own position, which then moves.
+#[inline]
 pub(crate) fn sendfile(
     dst: BorrowedFd<'_>,
     src: BorrowedFd<'_>,
@@ -106,6 +111,7 @@ pub(crate) fn sendfile(
 
 /// splice(2) with no flag: `SPLICE_F_MORE` corks a socket for 200 ms unless more follows for
 /// certain ([`splice_more`]), and `SPLICE_F_MOVE` does nothing.
+#[inline]
 pub(crate) fn splice(
     src: BorrowedFd<'_>,
     src_offset: Option<u64>,
@@ -127,6 +133,7 @@ pub(crate) fn splice_more(
     splice_with(pipe, None, dst, None, count, SpliceFFlags::SPLICE_F_MORE)
 }
 
+#[inline]
 fn splice_with(
     src: BorrowedFd<'_>,
     src_offset: Option<u64>,
@@ -150,6 +157,7 @@ pub(crate) fn tee(src: BorrowedFd<'_>, dst: BorrowedFd<'_>, count: usize) -> io:
 }
 
 /// copy_file_range(2), at most 1 GiB at once: glibc 2.41 and 2.42 cut a larger result to 32 bits.
+#[inline]
 pub(crate) fn copy_file_range(
     src: BorrowedFd<'_>,
     src_offset: Option<u64>,
