@@ -20,7 +20,6 @@ use crate::drop_behind::DropBehind;
 use crate::error::Result;
 use crate::holes::{Holes, Next};
 use crate::pace::{Limits, Pace};
-use crate::policy::Cache;
 use crate::prealloc::Prealloc;
 use crate::probe::{Queue, Wishes};
 use crate::report::{End, Report, Shares, Status};
@@ -50,18 +49,18 @@ pub(crate) struct Driver {
     proven: bool,
     /// The backends still to be tried, in order.
     next: Queue,
-    cache: Cache,
-    forced: bool,
+    wishes: Wishes,
     refused: Vec<(Backend, Unfit)>,
     shares: Shares,
     end: End,
     syscalls: u64,
     shield: Shield,
-    holes: Option<Holes>,
+    // Few transfers have these; boxed, they keep what every step looks at close together.
+    holes: Option<Box<Holes>>,
     prealloc: Option<Prealloc>,
-    drop_behind: Option<DropBehind>,
-    same_file: Option<SameFile>,
-    pace: Option<Pace>,
+    drop_behind: Option<Box<DropBehind>>,
+    same_file: Option<Box<SameFile>>,
+    pace: Option<Box<Pace>>,
     /// The most that moves at once, of bytes that take time to move.
     most: u64,
 }
@@ -77,6 +76,10 @@ struct Place {
 }
 
 impl Place {
+    fn new(facts: Facts, base: Option<u64>) -> Self {
+        Self { facts, base }
+    }
+
     fn endpoint<'a>(&'a self, fd: BorrowedFd<'a>, passed: u64) -> Endpoint<'a> {
         Endpoint::new(
             fd,
@@ -89,12 +92,12 @@ impl Place {
 impl Driver {
     /// Limits what follows.
     pub(crate) fn set_limits(&mut self, limits: Limits) {
-        self.pace = Pace::new(limits);
+        self.pace = Pace::new(limits).map(Box::new);
     }
 
     /// When the next byte may pass, where the rate is what holds it up.
     pub(crate) fn resume_at(&self) -> Option<Instant> {
-        self.pace.as_ref().and_then(Pace::resume_at)
+        self.pace.as_ref().and_then(|pace| pace.resume_at())
     }
 
     /// Moves no more than a fair piece at once from now on, since others wait for the thread.
@@ -127,7 +130,7 @@ impl Driver {
 
     /// The time after which nothing moves any more.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.pace.as_ref().and_then(Pace::deadline)
+        self.pace.as_ref().and_then(|pace| pace.deadline())
     }
 
     pub(crate) fn extend(&mut self, len: u64) {
@@ -204,7 +207,8 @@ impl Driver {
             }
         }
         loop {
-            let limit = match self.limit()? {
+            let held = self.in_flight();
+            let limit = match self.limit(held)? {
                 Ok(limit) => limit,
                 Err(end) => return self.finish(end, src, dst),
             };
@@ -218,7 +222,7 @@ impl Driver {
             }
             // What is usual comes by itself: after a system call, the processor has forgotten what
             // it knew of branches and returns, and each costs.
-            match self.step(limit, src, dst) {
+            match self.step(limit, held, src, dst) {
                 Ok(Step::Moved(bytes)) => {
                     self.note(bytes.get() as u64);
                     return self.moved(bytes, src, dst);
@@ -243,10 +247,11 @@ impl Driver {
     fn step(
         &mut self,
         limit: NonZeroUsize,
+        held: u64,
         src: BorrowedFd<'_>,
         dst: BorrowedFd<'_>,
     ) -> std::result::Result<Step, Fault> {
-        let taken = self.delivered + self.in_flight();
+        let taken = self.delivered + held;
         let mut src = self.src.endpoint(src, taken);
         let mut dst = self.dst.endpoint(dst, self.delivered);
         let step = || self.backend.step(&mut src, &mut dst, limit);
@@ -267,6 +272,7 @@ impl Driver {
         }
     }
 
+    #[inline]
     fn moved(
         &mut self,
         bytes: NonZeroUsize,
@@ -293,6 +299,7 @@ impl Driver {
     }
 
     /// Drops what was passed from the page cache, where that is asked for.
+    #[inline(never)]
     fn tend_cache(
         &mut self,
         bytes: u64,

@@ -1,5 +1,5 @@
 //! What the kernel says of one descriptor: F_GETFL, and then what its flags suggest to ask, a socket
-//! option, F_GETPIPE_SZ or fstat(2); fstatfs(2) and statx(2) where that matters. No I/O, and nothing
+//! option, F_GETPIPE_SZ or statx(2); fstatfs(2) where that matters. No I/O, and nothing
 //! changes on the descriptor.
 
 use std::fmt;
@@ -158,17 +158,16 @@ impl Facts {
             sealed: false,
             alignment: None,
         };
-        // Of what has no name, fstat(2) tells nothing that is needed and not told for less.
+        // Of what has no name, statx(2) tells nothing that is needed and not told for less.
         if let Some(kind) = nameless(fd, flags) {
             facts.kind = kind;
             return Ok(facts);
         }
-        let stat = call::fstat(fd)?;
-        facts.size = stat.st_size.unsigned_abs();
-        facts.allocated = stat.st_blocks.unsigned_abs().saturating_mul(512);
-        (facts.device, facts.inode) = (stat.st_dev, stat.st_ino);
-        facts.block = stat.st_blksize.unsigned_abs();
-        facts.kind = match stat.st_mode & libc::S_IFMT {
+        let stat = call::stat(fd)?;
+        (facts.size, facts.allocated) = (stat.size, stat.allocated);
+        (facts.device, facts.inode) = (stat.device, stat.inode);
+        facts.block = stat.block;
+        facts.kind = match stat.mode & libc::S_IFMT {
             _ if flags & libc::O_PATH != 0 => Kind::Path,
             libc::S_IFREG => Kind::File,
             libc::S_IFBLK => Kind::BlockDevice,
@@ -382,7 +381,7 @@ impl Facts {
     /// alignment for O_DIRECT included.
     ///
     /// # Errors
-    /// Those of fstat(2), fcntl(2), fstatfs(2) and getsockopt(2): EBADF for a closed descriptor.
+    /// Those of statx(2), fcntl(2), fstatfs(2) and getsockopt(2): EBADF for a closed descriptor.
     pub fn new<F: AsFd>(fd: F) -> io::Result<Self> {
         let fd = fd.as_fd();
         let mut facts = Self::of(fd)?;

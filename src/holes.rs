@@ -124,7 +124,7 @@ impl Holes {
             // It does since the transfer began: others append, and where is not ours to say.
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let size = call::fstat(dst.fd())?.st_size.unsigned_abs();
+        let size = call::stat(dst.fd())?.size;
         if at < size {
             call::punch_hole(dst.fd(), at, end.min(size) - at)?;
         }
@@ -171,7 +171,7 @@ struct Seen {
 fn look(fd: BorrowedFd<'_>, at: u64) -> io::Result<Seen> {
     let (next, to_end) = match call::seek_data(fd, at)? {
         Some(data) => (data, false),
-        None => (call::fstat(fd)?.st_size.unsigned_abs(), true),
+        None => (call::stat(fd)?.size, true),
     };
     let hole = next.saturating_sub(at);
     let data = if hole > 0 || to_end {

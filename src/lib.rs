@@ -79,7 +79,7 @@
 //!   part, and its reading end does not tell that it is one: give such a source no length or chunk
 //!   below 4096 bytes.
 //! - **SIGPIPE** does not kill the process: where it is not ignored, it is blocked around each call
-//!   in this thread, and one that the call raised is taken away.
+//!   in this thread that can raise it, and one that the call raised is taken away.
 //!
 //! # Features
 //!

@@ -82,7 +82,7 @@ impl Prealloc {
         }
         let len = if self.known && len >= WORTHWHILE {
             // Where it cannot be looked at, the call that reads says so, and of which side.
-            let size = call::fstat(src.fd()).map_or(0, |stat| stat.st_size.unsigned_abs());
+            let size = call::stat(src.fd()).map_or(0, |stat| stat.size);
             len.min(size.saturating_sub(src.position().unwrap_or(size)))
         } else if self.known || len == u64::MAX {
             // Too few to be worth a look, or nobody knows how many.
@@ -128,10 +128,10 @@ impl Prealloc {
             return;
         }
         // Truncated to the size that it has, a file keeps its bytes and loses the blocks behind.
-        let (Ok(at), Ok(stat)) = (dst.position(), call::fstat(dst.fd())) else {
+        let (Ok(at), Ok(stat)) = (dst.position(), call::stat(dst.fd())) else {
             return;
         };
-        let size = stat.st_size.unsigned_abs();
+        let size = stat.size;
         // Longer than by what was moved, it is being written to by others.
         if size <= at.max(self.end) {
             let _ = call::ftruncate(dst.fd(), size);

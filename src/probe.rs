@@ -129,47 +129,18 @@ impl Probe {
         wishes: &Wishes,
         len: u64,
     ) -> Result<Self> {
-        let src_facts = look(src, Side::Source, wishes.src_offset)?;
-        let dst_facts = look(dst, Side::Destination, wishes.dst_offset)?;
-        Ok(Self::of((src, src_facts), (dst, dst_facts), wishes, len))
-    }
-
-    /// Of a pair that has been looked at.
-    pub(crate) fn of(
-        (src, mut src_facts): (BorrowedFd<'_>, Facts),
-        (dst, mut dst_facts): (BorrowedFd<'_>, Facts),
-        wishes: &Wishes,
-        len: u64,
-    ) -> Self {
-        Facts::complete((src, &mut src_facts), (dst, &mut dst_facts));
-        let direct = wishes.cache == Cache::Bypass
-            || wishes.only == Some(Direct)
-            || src_facts.is_direct()
-            || dst_facts.is_direct();
-        if direct {
-            src_facts.look_up_alignment(src);
-            dst_facts.look_up_alignment(dst);
-        }
-        if wishes.consistency == Consistency::Snapshot && dst_facts.kind().is_stream() {
-            src_facts.look_up_seals(src);
-        }
+        let (src_facts, dst_facts) = survey(src, dst, wishes)?;
         let ends = (
             Endpoint::new(src, &src_facts, wishes.src_offset),
             Endpoint::new(dst, &dst_facts, wishes.dst_offset),
         );
-        let verdicts = Backend::ALL.map(|backend| {
-            wishes.allow(backend, &src_facts, &dst_facts, direct)?;
-            backend.assess(&ends.0, &ends.1)
-        });
-        let order = order(&src_facts, &dst_facts, wishes.cache, len);
-        let wanted = wishes.wanted().unwrap_or(ReadWrite);
-        Self {
+        Ok(Self {
+            order: order(&src_facts, &dst_facts, wishes.cache, len),
+            verdicts: Backend::ALL.map(|backend| verdict(backend, wishes, &ends.0, &ends.1)),
+            wanted: wishes.wanted().unwrap_or(ReadWrite),
             src: src_facts,
             dst: dst_facts,
-            order,
-            verdicts,
-            wanted,
-        }
+        })
     }
 
     /// The backend that a transfer starts with. Where the options leave none that serves, the one
@@ -184,11 +155,6 @@ impl Probe {
         self.order
             .into_iter()
             .filter(|backend| self.verdict(*backend).is_ok())
-    }
-
-    /// The same, to be taken one after the other.
-    pub(crate) fn queue(&self) -> Queue {
-        Queue(self.order.map(|b| self.verdict(b).is_ok().then_some(b)))
     }
 
     /// Whether a backend serves this pair.
@@ -210,21 +176,36 @@ impl Probe {
     }
 }
 
-/// Backends still to be tried, best first.
-#[derive(Debug, Default)]
-pub(crate) struct Queue([Option<Backend>; Backend::ALL.len()]);
+/// Backends still to be tried, best first. Whether they serve is asked when it is their turn: the
+/// first or the second nearly always does.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    order: [Backend; Backend::ALL.len()],
+    tried: usize,
+}
 
 impl Queue {
-    pub(crate) fn pop(&mut self) -> Option<Backend> {
-        self.0.iter_mut().find_map(Option::take)
+    pub(crate) fn new(order: [Backend; Backend::ALL.len()]) -> Self {
+        Self { order, tried: 0 }
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.iter().all(Option::is_none)
+    /// With nothing to try.
+    pub(crate) fn empty() -> Self {
+        let (order, tried) = (Backend::ALL, Backend::ALL.len());
+        Self { order, tried }
     }
 
-    pub(crate) fn contains(&self, backend: Backend) -> bool {
-        self.0.contains(&Some(backend))
+    /// Takes the next one that serves.
+    pub(crate) fn pop(&mut self, serves: impl Fn(Backend) -> bool) -> Option<Backend> {
+        let found = self.rest().iter().position(|backend| serves(*backend));
+        let at = found.map(|ahead| self.tried + ahead);
+        self.tried = at.map_or(self.order.len(), |at| at + 1);
+        at.and_then(|at| self.order.get(at).copied())
+    }
+
+    /// Those that were not taken yet, whether they serve or not.
+    pub(crate) fn rest(&self) -> &[Backend] {
+        self.order.get(self.tried..).unwrap_or_default()
     }
 }
 
@@ -263,7 +244,14 @@ fn why(backend: Backend, src: Kind, dst: Kind) -> &'static str {
     }
 }
 
-fn order(src: &Facts, dst: &Facts, cache: Cache, len: u64) -> [Backend; Backend::ALL.len()] {
+/// The order in which the backends are tried to move up to `len` bytes, those that do not serve among
+/// them.
+pub(crate) fn order(
+    src: &Facts,
+    dst: &Facts,
+    cache: Cache,
+    len: u64,
+) -> [Backend; Backend::ALL.len()] {
     let mut order = order_by_kind(src, dst, len);
     // Only read/write can leave nothing in the page cache by itself (RWF_DONTCACHE).
     if cache == Cache::DropBehind && dst.kind().is_cached() {
@@ -292,6 +280,46 @@ fn order_by_kind(src: &Facts, dst: &Facts, len: u64) -> [Backend; Backend::ALL.l
 pub(crate) fn prefers_splice(src: &Facts, dst: &Facts) -> bool {
     let order = order_by_kind(src, dst, ALL);
     order.iter().find(|b| matches!(b, Splice | ReadWrite)) == Some(&Splice)
+}
+
+/// Looks at both sides, as far as the options make it matter.
+pub(crate) fn survey(
+    src: BorrowedFd<'_>,
+    dst: BorrowedFd<'_>,
+    wishes: &Wishes,
+) -> Result<(Facts, Facts)> {
+    let mut from = look(src, Side::Source, wishes.src_offset)?;
+    let mut to = look(dst, Side::Destination, wishes.dst_offset)?;
+    complete((src, &mut from), (dst, &mut to), wishes);
+    Ok((from, to))
+}
+
+/// Asks what is to be known of a pair beside what each side is.
+pub(crate) fn complete(
+    (src, from): (BorrowedFd<'_>, &mut Facts),
+    (dst, to): (BorrowedFd<'_>, &mut Facts),
+    wishes: &Wishes,
+) {
+    Facts::complete((src, from), (dst, to));
+    if wishes.around_cache(from, to) {
+        from.look_up_alignment(src);
+        to.look_up_alignment(dst);
+    }
+    if wishes.consistency == Consistency::Snapshot && to.kind().is_stream() {
+        from.look_up_seals(src);
+    }
+}
+
+/// Whether a backend serves the pair as the options want it: from the facts alone.
+#[inline]
+pub(crate) fn verdict(
+    backend: Backend,
+    wishes: &Wishes,
+    src: &Endpoint<'_>,
+    dst: &Endpoint<'_>,
+) -> std::result::Result<(), Unfit> {
+    wishes.allow(backend, src.facts(), dst.facts())?;
+    backend.assess(src, dst)
 }
 
 /// Looks at one side, and refuses what no backend can serve.
@@ -353,14 +381,14 @@ impl Wishes {
         self.only.or(shared)
     }
 
+    /// Whether the pair is to be moved around the page cache.
+    fn around_cache(&self, src: &Facts, dst: &Facts) -> bool {
+        let asked = self.cache == Cache::Bypass || self.only == Some(Direct);
+        asked || src.is_direct() || dst.is_direct()
+    }
+
     /// Whether the options let a backend take part.
-    fn allow(
-        &self,
-        backend: Backend,
-        src: &Facts,
-        dst: &Facts,
-        direct: bool,
-    ) -> std::result::Result<(), Unfit> {
+    fn allow(&self, backend: Backend, src: &Facts, dst: &Facts) -> std::result::Result<(), Unfit> {
         if self.wanted().is_some_and(|wanted| wanted != backend) || self.denied[backend as usize] {
             return Err(Unfit::Denied);
         }
@@ -373,7 +401,7 @@ impl Wishes {
             CopyFileRange if self.reflink == Reflink::Never && src.may_share_extents() => {
                 return Err(Unfit::Denied);
             }
-            Direct if !direct => return Err(Unfit::NotAsked),
+            Direct if !self.around_cache(src, dst) => return Err(Unfit::NotAsked),
             _ => {}
         }
         let aliases = matches!(backend, Sendfile | Splice)

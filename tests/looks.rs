@@ -1,4 +1,4 @@
-//! What fails beside the calls that move bytes: lseek(2), fstat(2) and poll(2). A byte is neither
+//! What fails beside the calls that move bytes: lseek(2), statx(2) and poll(2). A byte is neither
 //! lost nor blamed on the wrong side for that.
 // The calls are put in front of libc's, which the linker prefers.
 #![allow(unsafe_code)]
@@ -6,7 +6,7 @@
 mod common;
 
 use std::cell::Cell;
-use std::ffi::c_int;
+use std::ffi::{c_char, c_int, c_uint};
 use std::fs::File;
 use std::io::{Read, Seek};
 use std::ops::ControlFlow;
@@ -54,13 +54,18 @@ extern "C" fn lseek64(fd: c_int, offset: i64, whence: c_int) -> i64 {
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn fstat(fd: c_int, stat: *mut libc::stat) -> c_int {
+extern "C" fn statx(
+    fd: c_int,
+    path: *const c_char,
+    flags: c_int,
+    mask: c_uint,
+    stat: *mut libc::statx,
+) -> c_int {
     if fails(&LOOKS, Errno::ESTALE) {
         return -1;
     }
-    let (path, flags) = (c"".as_ptr(), libc::AT_EMPTY_PATH);
     // SAFETY: the caller's `stat` has room for one, and the path is a C string.
-    unsafe { libc::syscall(libc::SYS_newfstatat, fd, path, stat, flags) as c_int }
+    unsafe { libc::syscall(libc::SYS_statx, fd, path, flags, mask, stat) as c_int }
 }
 
 #[unsafe(no_mangle)]

@@ -61,7 +61,7 @@ impl Mmap {
             // st_size is 0 for these.
             block_device_size(src)
         } else {
-            call::fstat(src.fd()).map(|stat| stat.st_size.unsigned_abs())
+            call::stat(src.fd()).map(|stat| stat.size)
         };
         let size = size.map_err(|e| Fault::new(Side::Source, e))?;
         if size <= at && self.promised > at {
@@ -105,8 +105,8 @@ fn is_cut(src: &Endpoint<'_>, end: u64) -> Result<bool, Fault> {
     if src.kind() == super::Kind::BlockDevice {
         return Ok(false);
     }
-    let stat = call::fstat(src.fd()).map_err(|e| Fault::new(Side::Source, e))?;
-    Ok(stat.st_size.unsigned_abs() < end)
+    let stat = call::stat(src.fd()).map_err(|e| Fault::new(Side::Source, e))?;
+    Ok(stat.size < end)
 }
 
 /// Whether a page of the mapping could not be had.

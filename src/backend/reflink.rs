@@ -47,8 +47,8 @@ impl ZeroCopyTransfer for Reflink {
         limit: NonZeroUsize,
     ) -> Result<Step, Fault> {
         let block = src.facts().block_size();
-        let size = call::fstat(src.fd()).map_err(|e| Fault::new(Side::Source, e))?;
-        let size = size.st_size.unsigned_abs();
+        let stat = call::stat(src.fd()).map_err(|e| Fault::new(Side::Source, e))?;
+        let size = stat.size;
         let from = src.position().map_err(|e| Fault::new(Side::Source, e))?;
         let to = dst
             .position()

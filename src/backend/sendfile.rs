@@ -42,7 +42,7 @@ impl Sendfile {
         if self.left == 0 {
             self.left = if self.started {
                 // It may have grown.
-                let size = call::fstat(src.fd()).map_or(0, |stat| stat.st_size.unsigned_abs());
+                let size = call::stat(src.fd()).map_or(0, |stat| stat.size);
                 size.saturating_sub(src.position().unwrap_or(size))
             } else {
                 // The facts are fresh enough, and most files are read from their start: where the
@@ -111,8 +111,8 @@ impl ZeroCopyTransfer for Sendfile {
 
 /// Whether the file ends where the source stands, or before.
 fn is_at_end(src: &Endpoint<'_>) -> bool {
-    match (src.position(), call::fstat(src.fd())) {
-        (Ok(at), Ok(stat)) => src.kind() == Kind::File && stat.st_size.unsigned_abs() <= at,
+    match (src.position(), call::stat(src.fd())) {
+        (Ok(at), Ok(stat)) => src.kind() == Kind::File && stat.size <= at,
         _ => false,
     }
 }

@@ -10,8 +10,7 @@ use bytes::Bytes;
 use super::Driver;
 use crate::backend::{Backend, Fault, Side};
 use crate::error::{Error, ErrorKind, Result};
-use crate::holes::{Holes, Next};
-use crate::pace::Pace;
+use crate::holes::Next;
 use crate::prealloc::Prealloc;
 use crate::report::End;
 
@@ -28,9 +27,10 @@ pub(super) struct SameFile {
 }
 
 impl Driver {
-    /// The most that may reach the destination next, in flight included; or how it has ended.
-    pub(super) fn limit(&self) -> Result<std::result::Result<NonZeroUsize, End>> {
-        let held = self.in_flight();
+    /// The most that may reach the destination next, `held` bytes in flight included; or how it has
+    /// ended.
+    #[inline]
+    pub(super) fn limit(&self, held: u64) -> Result<std::result::Result<NonZeroUsize, End>> {
         let mut limit = self.remaining();
         if limit == 0 {
             return Ok(Err(End::Complete));
@@ -62,7 +62,7 @@ impl Driver {
         if limit > self.most && self.backend() != Backend::Reflink {
             limit = self.most;
         }
-        if let Some(grain) = self.pace.as_ref().and_then(Pace::grain) {
+        if let Some(grain) = self.pace.as_ref().and_then(|pace| pace.grain()) {
             limit = limit.min(grain);
         }
         let limit = usize::try_from(limit.max(held)).unwrap_or(usize::MAX);
@@ -116,7 +116,7 @@ impl Driver {
             u64::MAX => u64::MAX,
             len => len.saturating_sub(self.delivered),
         };
-        let data = self.holes.as_ref().map_or(u64::MAX, Holes::data);
+        let data = self.holes.as_ref().map_or(u64::MAX, |holes| holes.data());
         let from = self.src.endpoint(src, self.delivered);
         let to = self.dst.endpoint(dst, self.delivered);
         prealloc.allocate(&from, &to, len.min(data))

@@ -8,12 +8,13 @@ use bytes::{Bytes, BytesMut};
 use nix::unistd::Whence;
 
 use super::Driver;
-use super::start::instance;
+use super::start::{instance, raises};
 use crate::backend::{Backend, Fault, Kind, ReadWrite, Side, Step, Unfit};
 use crate::error::{Error, ErrorKind, Result};
-use crate::probe::Queue;
+use crate::probe::{self, Queue};
 use crate::report::{End, Status};
 use crate::sys::errno::{self, Call};
+use crate::sys::sigpipe::Shield;
 use crate::sys::{call, socket};
 
 impl Driver {
@@ -33,11 +34,11 @@ impl Driver {
                 return self.finish(End::SourceEnded, src, dst).map(Some);
             }
             Ok(Step::Ended) => Unfit::FalseEnd,
-            Ok(Step::Unfit(unfit)) => match self.reason_to_fail(unfit) {
+            Ok(Step::Unfit(unfit)) => match self.reason_to_fail(unfit, src, dst) {
                 Some(fault) => return Err(self.fail(fault, src)),
                 None => unfit,
             },
-            Err(fault) => match self.reason_to_give_way(&fault) {
+            Err(fault) => match self.reason_to_give_way(&fault, src, dst) {
                 Some(unfit) => unfit,
                 None => return Err(self.fail(fault, src)),
             },
@@ -48,7 +49,7 @@ impl Driver {
 
     /// Whether a backend's first 0 is the end. On procfs, FUSE and overlay, splice(2) and its kin
     /// answer 0 for files that read(2) finds bytes in: so it is asked, once, for one byte.
-    pub(super) fn has_ended(&self, src: BorrowedFd<'_>) -> bool {
+    fn has_ended(&self, src: BorrowedFd<'_>) -> bool {
         let facts = &self.src.facts;
         let readable = matches!(
             facts.kind(),
@@ -61,33 +62,47 @@ impl Driver {
         matches!(at.and_then(|at| call::pread(src, &mut [0], at)), Ok(0))
     }
 
+    /// Whether a backend that has not been tried yet serves the pair.
+    fn has_another(&self, src: BorrowedFd<'_>, dst: BorrowedFd<'_>) -> bool {
+        let from = self.src.endpoint(src, self.delivered);
+        let to = self.dst.endpoint(dst, self.delivered);
+        let serves = |backend| probe::verdict(backend, &self.wishes, &from, &to).is_ok();
+        self.next.rest().iter().any(|backend| serves(*backend))
+    }
+
     /// Whether a fault says only that the backend does not fit. What it has in flight is not lost:
     /// [`give_way`](Self::give_way) takes it along.
-    pub(super) fn reason_to_give_way(&self, fault: &Fault) -> Option<Unfit> {
-        let may = !self.forced && !self.next.is_empty() && self.backend() != Backend::ReadWrite;
-        let unfit = may && errno::is_unfit(Call::Splice, &fault.error);
-        let number = fault.error.raw_os_error()?;
-        unfit.then_some(Unfit::Refused(number))
+    fn reason_to_give_way(
+        &self,
+        fault: &Fault,
+        src: BorrowedFd<'_>,
+        dst: BorrowedFd<'_>,
+    ) -> Option<Unfit> {
+        let forced = self.wishes.only.is_some() || self.backend() == Backend::ReadWrite;
+        if forced || !errno::is_unfit(Call::Splice, &fault.error) || !self.has_another(src, dst) {
+            return None;
+        }
+        fault.error.raw_os_error().map(Unfit::Refused)
     }
 
     /// Whether "unfit" is a fault after all: what has served until now fits, and where nothing is
     /// left to give way to, the kernel's number is the error.
-    pub(super) fn reason_to_fail(&self, unfit: Unfit) -> Option<Fault> {
+    fn reason_to_fail(
+        &self,
+        unfit: Unfit,
+        src: BorrowedFd<'_>,
+        dst: BorrowedFd<'_>,
+    ) -> Option<Fault> {
         let Unfit::Refused(number) = unfit else {
             return None;
         };
         let error = io::Error::from_raw_os_error(number);
         let side = errno::is_destinations(&error).then_some(Side::Destination);
-        (self.proven && self.next.is_empty()).then_some(Fault { side, error })
+        (self.proven && !self.has_another(src, dst)).then_some(Fault { side, error })
     }
 
     /// Goes on with the next backend, from where this one stopped.
-    pub(super) fn give_way(
-        &mut self,
-        unfit: Unfit,
-        src: BorrowedFd<'_>,
-        dst: BorrowedFd<'_>,
-    ) -> Result<()> {
+    fn give_way(&mut self, unfit: Unfit, src: BorrowedFd<'_>, dst: BorrowedFd<'_>) -> Result<()> {
         let current = self.backend();
         // One that appends since the transfer began takes the next way's bytes at its end, whatever
         // offset it is given: pwrite(2), BUGS.
@@ -99,20 +114,25 @@ impl Driver {
         }
         let held = self.reclaim(src)?;
         let fail = |held| Err(Error::unfit(current, unfit).after(self.delivered, held));
+        let from = self.src.endpoint(src, self.delivered);
+        let to = self.dst.endpoint(dst, self.delivered);
+        let serves = |backend| probe::verdict(backend, &self.wishes, &from, &to).is_ok();
+        let plain = Backend::ReadWrite;
+        let or_plain = self.next.rest().contains(&plain) && serves(plain);
         if held.is_empty() {
-            let Some(next) = self.next.pop() else {
+            let Some(next) = self.next.pop(serves) else {
                 return fail(held);
             };
-            let or_plain = self.next.contains(Backend::ReadWrite);
-            self.backend = instance(next, self.cache, self.forced, or_plain);
+            self.backend = instance(next, &self.wishes, or_plain);
         } else {
             // Bytes that cannot go back to their source go on by the one that takes bytes.
-            if !self.next.contains(Backend::ReadWrite) {
+            if !or_plain {
                 return fail(held);
             }
-            self.next = Queue::default();
+            self.next = Queue::empty();
             self.backend = Box::new(ReadWrite::with_held(&held));
         }
+        self.shield = Shield::new(raises(self.backend(), self.dst.facts.kind()));
         self.refused.push((current, unfit));
         self.proven = false;
         Ok(())

@@ -7,14 +7,14 @@ use std::os::fd::BorrowedFd;
 use super::bounds::{SameFile, overlap};
 use super::{Driver, FAIR, Place, Plan};
 use crate::backend::{
-    Backend, Direct, Endpoint, Kind, ReadWrite, Side, Splice, Unfit, ZeroCopyTransfer,
+    Backend, Direct, Endpoint, Facts, Kind, ReadWrite, Side, Splice, Unfit, ZeroCopyTransfer,
 };
-use crate::drop_behind::DropBehind;
 use crate::error::{Error, ErrorKind, Result};
 use crate::holes::Holes;
+use crate::pace::Pace;
 use crate::policy::Cache;
 use crate::prealloc::Prealloc;
-use crate::probe::{Probe, Queue, Wishes};
+use crate::probe::{self, Queue, Wishes};
 use crate::report::{End, Shares};
 use crate::sys::call;
 use crate::sys::sigpipe::Shield;
@@ -27,131 +27,107 @@ impl Driver {
         len: u64,
     ) -> Result<Self> {
         let before = call::made();
-        let probe = Probe::with(src, dst, &plan.wishes, len)?;
-        let mut driver = Self::probed(plan, &probe, src, dst, len)?;
+        let (from, to) = probe::survey(src, dst, &plan.wishes)?;
+        let mut driver = Self::surveyed(plan, (src, from), (dst, to), len)?;
         driver.syscalls = call::made() - before;
         Ok(driver)
     }
 
-    /// Starts on a pair that has been probed with the plan's wishes.
-    pub(crate) fn probed(
+    /// Starts on a pair that has been looked at with the plan's wishes.
+    pub(crate) fn surveyed(
         plan: &Plan,
-        probe: &Probe,
-        src: BorrowedFd<'_>,
-        dst: BorrowedFd<'_>,
+        (src, from): (BorrowedFd<'_>, Facts),
+        (dst, to): (BorrowedFd<'_>, Facts),
         len: u64,
     ) -> Result<Self> {
         let wishes = &plan.wishes;
-        let mut next = probe.queue();
-        let Some(first) = next.pop() else {
-            let unfit = match probe.verdict(probe.best()).err().unwrap_or(Unfit::Denied) {
+        let mut next = Queue::new(probe::order(&from, &to, wishes.cache, len));
+        let src_end = Endpoint::new(src, &from, wishes.src_offset);
+        let dst_end = Endpoint::new(dst, &to, wishes.dst_offset);
+        let verdict = |backend| probe::verdict(backend, wishes, &src_end, &dst_end);
+        let serves = |backend| verdict(backend).is_ok();
+        let Some(first) = next.pop(serves) else {
+            let wanted = wishes.wanted().unwrap_or(Backend::ReadWrite);
+            let unfit = match verdict(wanted).err().unwrap_or(Unfit::Denied) {
                 Unfit::Denied if wishes.wanted().is_none() => {
                     Unfit::Other("the options leave out every backend that serves")
                 }
                 unfit => unfit,
             };
-            return Err(Error::unfit(probe.best(), unfit));
+            return Err(Error::unfit(wanted, unfit));
         };
-        let forced = wishes.only.is_some();
-        let backend = instance(
-            first,
-            wishes.cache,
-            forced,
-            next.contains(Backend::ReadWrite),
-        );
-        let mut driver = Self::new(src, dst, len, probe, backend, wishes)?;
-        driver.next = next;
-        driver.forced = forced;
-        driver.chunk = plan.chunk;
-        driver.set_limits(plan.limits);
-        driver.cache = wishes.cache;
-        driver.drop_behind = (wishes.cache != Cache::Normal).then(DropBehind::default);
-        let (from, to) = (driver.src.endpoint(src, 0), driver.dst.endpoint(dst, 0));
-        if driver.same_file.is_none() {
-            driver.holes = Holes::new(&from, &to);
-            driver.prealloc = Prealloc::new(&from, &to);
-        }
-        Ok(driver)
+        let or_plain = first == Backend::Splice && serves(Backend::ReadWrite);
+        let same_file = same_file(&src_end, &dst_end, len)?;
+        let (holes, prealloc) = match &same_file {
+            Some(_) => (None, None),
+            None => (
+                Holes::new(&src_end, &dst_end),
+                Prealloc::new(&src_end, &dst_end),
+            ),
+        };
+        // Whoever made it non-blocking has other things to do.
+        let fair = to.is_nonblocking() && to.kind().is_stream();
+        Ok(Self {
+            len,
+            delivered: 0,
+            src: Place::new(from, wishes.src_offset),
+            dst: Place::new(to, wishes.dst_offset),
+            chunk: plan.chunk,
+            backend: instance(first, wishes, or_plain),
+            proven: false,
+            next,
+            wishes: *wishes,
+            refused: Vec::new(),
+            shares: Shares::NONE,
+            end: End::Stopped,
+            syscalls: 0,
+            shield: Shield::new(raises(first, to.kind())),
+            holes: holes.map(Box::new),
+            prealloc,
+            drop_behind: (wishes.cache != Cache::Normal).then(Box::default),
+            same_file: same_file.map(Box::new),
+            pace: Pace::new(plan.limits).map(Box::new),
+            most: if fair { FAIR } else { u64::MAX },
+        })
     }
 
+    /// Starts with a backend of the caller's own, and without fallback.
     pub(crate) fn with_backend(
         src: BorrowedFd<'_>,
         dst: BorrowedFd<'_>,
         len: u64,
         backend: Box<dyn ZeroCopyTransfer + Send>,
     ) -> Result<Self> {
-        let before = call::made();
-        let wishes = Wishes::default();
-        let probe = Probe::with(src, dst, &wishes, len)?;
-        let ends = (
-            Endpoint::new(src, probe.src(), None),
-            Endpoint::new(dst, probe.dst(), None),
-        );
-        if let Err(unfit) = backend.assess(&ends.0, &ends.1) {
+        let mut driver = Self::start(&Plan::default(), src, dst, len)?;
+        let (from, to) = (driver.src.endpoint(src, 0), driver.dst.endpoint(dst, 0));
+        if let Err(unfit) = backend.assess(&from, &to) {
             return Err(Error::unfit(backend.backend(), unfit));
         }
-        let mut driver = Self::new(src, dst, len, &probe, backend, &wishes)?;
-        driver.forced = true;
+        (driver.holes, driver.prealloc) = (None, None);
+        // Whatever it calls itself, it may write as it likes.
+        let kind = driver.dst.facts.kind();
+        driver.shield = Shield::new(kind == Kind::Pipe || kind.is_socket());
+        driver.backend = backend;
+        driver.next = Queue::empty();
         // Its word is taken for the end from the first.
         driver.proven = true;
-        driver.syscalls = call::made() - before;
         Ok(driver)
     }
+}
 
-    fn new(
-        src_fd: BorrowedFd<'_>,
-        dst_fd: BorrowedFd<'_>,
-        len: u64,
-        probe: &Probe,
-        backend: Box<dyn ZeroCopyTransfer + Send>,
-        wishes: &Wishes,
-    ) -> Result<Self> {
-        let src = Place {
-            facts: *probe.src(),
-            base: wishes.src_offset,
-        };
-        let dst = Place {
-            facts: *probe.dst(),
-            base: wishes.dst_offset,
-        };
-        let same_file = same_file(src_fd, dst_fd, &src, &dst, len)?;
-        // Whoever made it non-blocking has other things to do.
-        let fair = dst.facts.is_nonblocking() && dst.facts.kind().is_stream();
-        // Only a pipe or a socket raises SIGPIPE, and most Rust programs ignore it.
-        let raises = dst.facts.kind() == Kind::Pipe || dst.facts.kind().is_socket();
-        Ok(Self {
-            len,
-            delivered: 0,
-            src,
-            dst,
-            chunk: None,
-            backend,
-            proven: false,
-            next: Queue::default(),
-            cache: Cache::Normal,
-            forced: false,
-            refused: Vec::new(),
-            shares: Shares::NONE,
-            end: End::Stopped,
-            syscalls: 0,
-            shield: Shield::new(raises),
-            holes: None,
-            prealloc: None,
-            drop_behind: None,
-            same_file,
-            pace: None,
-            most: if fair { FAIR } else { u64::MAX },
-        })
-    }
+/// Whether a backend can raise SIGPIPE on a destination of this kind. Read/write sends to a socket
+/// without it.
+pub(super) fn raises(backend: Backend, dst: Kind) -> bool {
+    dst == Kind::Pipe || dst.is_socket() && backend != Backend::ReadWrite
 }
 
 /// A backend as the options want it. `or_plain`: read/write is there to give way to.
 pub(super) fn instance(
     backend: Backend,
-    cache: Cache,
-    forced: bool,
+    wishes: &Wishes,
     or_plain: bool,
 ) -> Box<dyn ZeroCopyTransfer + Send> {
+    let (cache, forced) = (wishes.cache, wishes.only.is_some());
     match backend {
         Backend::ReadWrite if cache != Cache::Normal => Box::new(ReadWrite::dontcache()),
         Backend::Splice if or_plain && !forced => Box::new(Splice::choosy()),
@@ -161,36 +137,25 @@ pub(super) fn instance(
 }
 
 /// Where both sides are one file: how much there is to copy, and how far apart it lies.
-fn same_file(
-    src_fd: BorrowedFd<'_>,
-    dst_fd: BorrowedFd<'_>,
-    src: &Place,
-    dst: &Place,
-    len: u64,
-) -> Result<Option<SameFile>> {
-    if !src.facts.is_same_file(&dst.facts) || src.facts.kind() != Kind::File {
+fn same_file(src: &Endpoint<'_>, dst: &Endpoint<'_>, len: u64) -> Result<Option<SameFile>> {
+    if src.kind() != Kind::File || !src.facts().is_same_file(dst.facts()) {
         return Ok(None);
     }
     let failed = |side| move |e| Error::io(ErrorKind::Io, Some(side), e);
-    let size = src.facts.size_hint();
-    let from = src
-        .endpoint(src_fd, 0)
-        .position()
-        .map_err(failed(Side::Source))?;
-    let to = if dst.facts.is_append() {
+    let size = src.facts().size_hint();
+    let from = src.position().map_err(failed(Side::Source))?;
+    let to = if dst.facts().is_append() {
         size
     } else {
-        dst.endpoint(dst_fd, 0)
-            .position()
-            .map_err(failed(Side::Destination))?
+        dst.position().map_err(failed(Side::Destination))?
     };
     let same = SameFile {
         own: size.saturating_sub(from),
         apart: from.abs_diff(to),
     };
     let wanted = len.min(same.own);
-    let shared = wanted > 0 && src.base.is_none() && dst.facts.is_append();
-    if shared && call::is_one_description(src_fd, dst_fd) {
+    let shared = wanted > 0 && src.offset().is_none() && dst.facts().is_append();
+    if shared && call::is_one_description(src.fd(), dst.fd()) {
         // What is appended would move the place where the source is read.
         let text = "it appends, and its position is the source's own";
         let kind = io::ErrorKind::InvalidInput;

@@ -16,7 +16,7 @@ use crate::backend::FAIR;
 use crate::backend::{Backend, Facts, Kind, Side, Unfit};
 use crate::driver::{Driver, Plan};
 use crate::error::{Error, ErrorKind, Result};
-use crate::probe::{self, Probe};
+use crate::probe;
 use crate::report::{End, Report, Shares, Status};
 use crate::sys::sigpipe::Shield;
 use crate::sys::{call, errno, gather, socket, zerocopy};
@@ -252,14 +252,15 @@ impl<'a> Core<'a> {
         let mut plan = Plan::default();
         plan.wishes.src_offset = Some(range.start + from);
         plan.wishes.denied[Backend::Splice as usize] = len < WORTH_A_PIPE;
-        let facts = match self.known {
+        let mut facts = match self.known {
             Some((fd, facts)) if fd == src.as_raw_fd() => facts,
             _ => probe::look(src, Side::Source, None)?,
         };
         probe::check(Side::Source, &facts, plan.wishes.src_offset)?;
-        let probe = Probe::of((src, facts), (dst, self.facts), &plan.wishes, len);
-        self.known = Some((src.as_raw_fd(), *probe.src()));
-        let mut driver = Driver::probed(&plan, &probe, src, dst, len)?;
+        let mut to = self.facts;
+        probe::complete((src, &mut facts), (dst, &mut to), &plan.wishes);
+        self.known = Some((src.as_raw_fd(), facts));
+        let mut driver = Driver::surveyed(&plan, (src, facts), (dst, to), len)?;
         driver.be_fair();
         self.file = Some((place, driver));
         Ok(())

@@ -34,10 +34,10 @@ pub(crate) fn map_sealed<F: AsFd>(file: F, range: Range<u64>) -> io::Result<Byte
 /// or an immutable file comes near it.
 ///
 /// # Errors
-/// Those of fstat(2) and mmap(2); [`io::ErrorKind::InvalidInput`] where the range is reversed or
+/// Those of statx(2) and mmap(2); [`io::ErrorKind::InvalidInput`] where the range is reversed or
 /// does not lie within the file.
 pub unsafe fn map_file_unchecked<F: AsFd>(file: F, range: Range<u64>) -> io::Result<Bytes> {
-    let size = call::fstat(file.as_fd())?.st_size.unsigned_abs();
+    let size = call::stat(file.as_fd())?.size;
     let len = range.end.checked_sub(range.start).map(usize::try_from);
     let Some(Ok(len)) = len.filter(|_| range.end <= size) else {
         let text = format!("{range:?} is no range of a file of {size} bytes");

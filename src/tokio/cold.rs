@@ -34,7 +34,7 @@ const PIECES: u64 = 4;
 /// Brings a range of a file into the page cache, if it is not there. The end of what is there.
 pub(super) async fn fetch_cold(file: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<u64> {
     // What lies beyond the end is not missing.
-    let size = call::fstat(file).map_or(0, |stat| stat.st_size.unsigned_abs());
+    let size = call::stat(file).map_or(0, |stat| stat.size);
     let rest = size.saturating_sub(offset);
     if rest == 0 {
         return Ok(offset + len);

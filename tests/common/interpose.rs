@@ -7,7 +7,7 @@
 #![allow(dead_code, unreachable_pub)]
 
 use std::cell::Cell;
-use std::ffi::{c_int, c_long, c_uint, c_ulong, c_void};
+use std::ffi::{c_char, c_int, c_long, c_uint, c_ulong, c_void};
 use std::ptr;
 
 use nix::errno::Errno;
@@ -230,13 +230,16 @@ extern "C" fn poll(fds: *mut libc::pollfd, count: libc::nfds_t, timeout: c_int) 
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn fstat(fd: c_int, stat: *mut c_void) -> c_int {
-    call(libc::SYS_fstat, [fd as usize, stat as usize, 0, 0, 0, 0]) as c_int
-}
-
-#[unsafe(no_mangle)]
-extern "C" fn fstat64(fd: c_int, stat: *mut c_void) -> c_int {
-    fstat(fd, stat)
+extern "C" fn statx(
+    fd: c_int,
+    path: *const c_char,
+    flags: c_int,
+    mask: c_uint,
+    stat: *mut c_void,
+) -> c_int {
+    let (path, flags) = (path as usize, flags as usize);
+    let args = [fd as usize, path, flags, mask as usize, stat as usize, 0];
+    call(libc::SYS_statx, args) as c_int
 }
 
 #[unsafe(no_mangle)]

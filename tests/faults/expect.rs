@@ -132,6 +132,8 @@ impl Scene {
                 libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP | libc::EPERM,
                 Site::ReadUncached | Site::WriteUncached,
             ) => Expect::All,
+            // A profile that has no send(2) may have write(2).
+            (libc::ENOSYS | libc::EPERM, Site::Send) => Expect::All,
             // Aligned blocks go buffered then; what went buffered already has no other way.
             (libc::EINVAL, Site::Write)
                 if self.backend == Backend::Direct && self.pair.1 == End::File =>
@@ -152,7 +154,7 @@ impl Scene {
         match site {
             // Time ran out without a limit: to be waited again.
             Site::Poll => Expect::All,
-            Site::Write | Site::WriteUncached | Site::SpliceOut => {
+            Site::Write | Site::Send | Site::WriteUncached | Site::SpliceOut => {
                 Expect::Fails(Some(Side::Destination))
             }
             Site::Reclaim => Expect::All,

@@ -7,8 +7,10 @@ use zcio::Side;
 pub(crate) enum Site {
     /// read(2), pread(2), recv(2) on the source.
     Read,
-    /// write(2), pwrite(2), send(2) on the destination.
+    /// write(2), pwrite(2) on the destination.
     Write,
+    /// send(2) on the destination.
+    Send,
     /// preadv2(2) with `RWF_DONTCACHE`.
     ReadUncached,
     /// pwritev2(2) with `RWF_DONTCACHE`.
@@ -32,9 +34,10 @@ pub(crate) enum Site {
 }
 
 impl Site {
-    pub(crate) const ALL: [Site; 14] = [
+    pub(crate) const ALL: [Site; 15] = [
         Site::Read,
         Site::Write,
+        Site::Send,
         Site::ReadUncached,
         Site::WriteUncached,
         Site::SpliceIn,
@@ -53,6 +56,7 @@ impl Site {
         match self {
             Site::Read => "read",
             Site::Write => "write",
+            Site::Send => "send",
             Site::ReadUncached => "preadv2",
             Site::WriteUncached => "pwritev2",
             Site::SpliceIn => "splice in",
@@ -72,7 +76,9 @@ impl Site {
     pub(crate) fn side(self) -> Option<Side> {
         match self {
             Site::Read | Site::ReadUncached | Site::SpliceIn => Some(Side::Source),
-            Site::Write | Site::WriteUncached | Site::SpliceOut => Some(Side::Destination),
+            Site::Write | Site::Send | Site::WriteUncached | Site::SpliceOut => {
+                Some(Side::Destination)
+            }
             _ => None,
         }
     }
@@ -208,7 +214,8 @@ impl Numbers {
                 Site::Read
             }
             libc::SYS_read => Site::Reclaim,
-            libc::SYS_write | libc::SYS_pwrite64 | libc::SYS_sendto => Site::Write,
+            libc::SYS_write | libc::SYS_pwrite64 => Site::Write,
+            libc::SYS_sendto => Site::Send,
             libc::SYS_preadv2 => Site::ReadUncached,
             libc::SYS_pwritev2 => Site::WriteUncached,
             libc::SYS_splice => match (int(0) == self.src, int(2) == self.dst) {

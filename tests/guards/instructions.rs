@@ -17,10 +17,10 @@ use crate::common::{make, skipped};
 const COMPILER: &str = "rustc 1.95.";
 /// What is done, and the instructions of one: without optimisation, and with it.
 const FIGURES: [(&str, u64, u64); 4] = [
-    ("probe", 11875, 1576),
-    ("one-shot to a file", 26447, 3369),
-    ("one-shot to a pipe", 23589, 3441),
-    ("advance", 2851, 402),
+    ("probe", 12428, 1677),
+    ("one-shot to a file", 20893, 2609),
+    ("one-shot to a pipe", 19591, 2814),
+    ("advance", 2651, 330),
 ];
 
 const WHAT: &str = "ZCIO_GUARDS_WHAT";

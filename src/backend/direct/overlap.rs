@@ -151,6 +151,6 @@ fn left(src: &Endpoint<'_>, at: u64) -> Option<u64> {
     if src.facts().size_hint() < WORTHWHILE as u64 {
         return None;
     }
-    let size = call::fstat(src.fd()).ok()?.st_size.unsigned_abs();
+    let size = call::stat(src.fd()).ok()?.size;
     size.checked_sub(at)
 }

@@ -10,8 +10,70 @@ use nix::fcntl::{self, FcntlArg};
 
 use super::retry;
 
-pub(crate) fn fstat(fd: BorrowedFd<'_>) -> io::Result<libc::stat> {
-    retry(|| nix::sys::stat::fstat(fd))
+/// What is asked of a file: numbers as statx(2) has them, sizes in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stat {
+    /// Kind and permissions, as in `st_mode`.
+    pub(crate) mode: libc::mode_t,
+    pub(crate) size: u64,
+    /// Bytes of the blocks that it has.
+    pub(crate) allocated: u64,
+    pub(crate) device: u64,
+    pub(crate) inode: u64,
+    pub(crate) block: u64,
+}
+
+/// statx(2), without the times; fstat(2) where a seccomp profile does not know it.
+///
+/// Since Linux 6.13, who has seen a file's times gets others after the next write. So after an
+/// fstat(2) that write stores the inode again (4 KiB on ext4, 6.18: 0.9 us more).
+#[inline]
+pub(crate) fn stat(fd: BorrowedFd<'_>) -> io::Result<Stat> {
+    const MASK: libc::c_uint = libc::STATX_TYPE
+        | libc::STATX_MODE
+        | libc::STATX_SIZE
+        | libc::STATX_BLOCKS
+        | libc::STATX_INO;
+    match statx(fd, MASK) {
+        Ok(stat) => Ok(Stat {
+            mode: stat.stx_mode.into(),
+            size: stat.stx_size,
+            allocated: stat.stx_blocks.saturating_mul(512),
+            device: libc::makedev(stat.stx_dev_major, stat.stx_dev_minor),
+            inode: stat.stx_ino,
+            block: stat.stx_blksize.into(),
+        }),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => fstat(fd),
+        Err(e) => Err(e),
+    }
+}
+
+#[cold]
+fn fstat(fd: BorrowedFd<'_>) -> io::Result<Stat> {
+    let stat = retry(|| nix::sys::stat::fstat(fd))?;
+    // The types of some fields differ from one architecture to the next.
+    #[allow(clippy::unnecessary_cast)]
+    Ok(Stat {
+        mode: stat.st_mode,
+        size: stat.st_size.unsigned_abs(),
+        allocated: stat.st_blocks.unsigned_abs().saturating_mul(512) as u64,
+        device: stat.st_dev,
+        inode: stat.st_ino,
+        block: stat.st_blksize.unsigned_abs() as u64,
+    })
+}
+
+#[inline]
+fn statx(fd: BorrowedFd<'_>, mask: libc::c_uint) -> io::Result<libc::statx> {
+    let mut stat = MaybeUninit::<libc::statx>::zeroed();
+    let (path, flags) = (c"".as_ptr(), libc::AT_EMPTY_PATH);
+    retry(|| {
+        // SAFETY: the path is an empty C string, and `stat` has room for one `statx`.
+        let result = unsafe { libc::statx(fd.as_raw_fd(), path, flags, mask, stat.as_mut_ptr()) };
+        Errno::result(result)
+    })?;
+    // SAFETY: zeroed at first and filled by the kernel; all its fields are integers.
+    Ok(unsafe { stat.assume_init() })
 }
 
 /// F_GETFL: access mode and status flags.
@@ -86,23 +148,7 @@ pub(in crate::sys) fn get_socket_option<T: Copy>(
 /// The alignment of memory and of offsets that O_DIRECT wants, from statx(2) `STATX_DIOALIGN`
 /// (Linux 6.1); `None` where kernel or filesystem does not say.
 pub(crate) fn direct_alignment(fd: BorrowedFd<'_>) -> Option<(u32, u32)> {
-    let mut stat = MaybeUninit::<libc::statx>::zeroed();
-    retry(|| {
-        // SAFETY: the path is an empty C string, and `stat` has room for one `statx`.
-        let result = unsafe {
-            libc::statx(
-                fd.as_raw_fd(),
-                c"".as_ptr(),
-                libc::AT_EMPTY_PATH,
-                libc::STATX_DIOALIGN,
-                stat.as_mut_ptr(),
-            )
-        };
-        Errno::result(result).map(drop)
-    })
-    .ok()?;
-    // SAFETY: zeroed at first and filled by the kernel; all its fields are integers.
-    let stat = unsafe { stat.assume_init() };
+    let stat = statx(fd, libc::STATX_DIOALIGN).ok()?;
     let told = stat.stx_mask & libc::STATX_DIOALIGN != 0 && stat.stx_dio_offset_align != 0;
     told.then_some((stat.stx_dio_mem_align, stat.stx_dio_offset_align))
 }

@@ -7,6 +7,7 @@ use std::ptr;
 
 use nix::errno::Errno;
 use nix::fcntl::{self, SpliceFFlags};
+use nix::sys::socket::{self, MsgFlags};
 use nix::unistd;
 
 use super::{loff, retry, size};
@@ -22,6 +23,12 @@ pub(crate) fn read(fd: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<usize> {
 #[inline]
 pub(crate) fn write(fd: BorrowedFd<'_>, buf: &[u8]) -> io::Result<usize> {
     retry(|| unistd::write(fd, buf))
+}
+
+/// send(2) on a stream socket: write(2) without SIGPIPE.
+#[inline]
+pub(crate) fn send(fd: BorrowedFd<'_>, buf: &[u8]) -> io::Result<usize> {
+    retry(|| socket::send(fd.as_raw_fd(), buf, MsgFlags::MSG_NOSIGNAL))
 }
 
 #[inline]
