@@ -207,7 +207,7 @@ impl Link {
         if self.to == End::File {
             self.dst.set_len(0).expect("the destination can be emptied");
             self.dst.rewind().expect("the destination rewinds");
-            clock::touch(bytes);
+            clock::touch(2 * bytes);
         }
         let (cost, (moved, received)) = Cost::of(|| {
             if let Some(peer) = &mut self.peer {
