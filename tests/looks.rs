@@ -195,21 +195,22 @@ fn what_does_not_go_back_to_its_source_goes_on() {
 #[test]
 fn a_seek_that_fails_among_holes_puts_no_byte_out_of_place() {
     const PIECE: u64 = 1 << 20;
-    let src = make::memfd();
-    let mut wanted = vec![0; 7 * PIECE as usize];
     // Data, a hole, data, two holes, data, and a hole at the end.
-    for at in [0, 2, 5] {
-        let piece = Data::new(at).bytes(0, PIECE as usize);
-        src.write_all_at(&piece, at * PIECE).unwrap();
-        wanted[(at * PIECE) as usize..][..PIECE as usize].copy_from_slice(&piece);
+    let mut wanted = vec![0; 7 * PIECE as usize];
+    let data = [0, 2, 5].map(|at| (at * PIECE, Data::new(at).bytes(0, PIECE as usize)));
+    for (at, piece) in &data {
+        wanted[*at as usize..][..piece.len()].copy_from_slice(piece);
     }
-    src.set_len(7 * PIECE).unwrap();
     let (mut failed, mut gave_up) = (0, 0);
     for nth in 1.. {
-        let (mut src, mut dst) = (&src, make::memfd());
-        src.rewind().unwrap();
+        // Anew each time: Linux 5.10 fills a hole of a file in memory when splice(2) reads it.
+        let (mut src, mut dst) = (make::memfd(), make::memfd());
+        src.set_len(7 * PIECE).unwrap();
+        for (at, piece) in &data {
+            src.write_all_at(piece, *at).unwrap();
+        }
         SEEK.set(nth);
-        let result = zcio::transfer(src, &dst, u64::MAX);
+        let result = zcio::transfer(&src, &dst, u64::MAX);
         if SEEK.replace(0) > 0 {
             assert_eq!(result.unwrap().bytes, 7 * PIECE);
             break;

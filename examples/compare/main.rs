@@ -172,7 +172,7 @@ fn print(text: &str) -> io::Result<()> {
 
 fn draw(args: &Args, machine: &str, panels: &[chart::Panel]) -> Result<(), Box<dyn Error>> {
     if let Some(file) = &args.svg {
-        chart::draw(file, machine, panels)?;
+        chart::draw(file, machine, panels).map_err(|e| format!("{}: {e}", file.display()))?;
         eprintln!("compare: chart written to {}", file.display());
     }
     Ok(())
