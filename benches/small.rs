@@ -69,7 +69,6 @@ fn look(fd: BorrowedFd<'_>, looks: Looks) {
         Looks::Unix => {
             option(libc::IPPROTO_TCP, libc::TCP_NODELAY);
             option(libc::SOL_SOCKET, libc::SO_TYPE);
-            option(libc::SOL_SOCKET, libc::SO_DOMAIN);
         }
     }
 }

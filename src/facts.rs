@@ -142,8 +142,9 @@ const REMOTE: [i64; 7] = [
 ];
 
 impl Facts {
-    /// Looks at a descriptor: two system calls, four for a socket that is not TCP's. Of a regular file it is not
-    /// asked here what filesystem it lies on: see [`complete`](Self::complete).
+    /// Looks at a descriptor: two system calls, three for a UNIX socket, four for any other that is not
+    /// TCP's. Of a regular file it is not asked here what filesystem it lies on: see
+    /// [`complete`](Self::complete).
     pub(crate) fn of(fd: BorrowedFd<'_>) -> io::Result<Self> {
         let flags = call::status_flags(fd)?;
         let mut facts = Self {
@@ -358,10 +359,18 @@ fn nameless(fd: BorrowedFd<'_>, flags: i32) -> Option<Kind> {
     }
     // Only TCP has TCP's options, and SMC, which stands on it: one question for the most frequent
     // kind.
-    match call::has_tcp_options(fd) {
-        Ok(()) => Some(Kind::Tcp),
-        Err(e) if e.raw_os_error() == Some(libc::ENOTSOCK) => None,
-        Err(_) => socket_kind(fd).ok(),
+    let Err(error) = call::has_tcp_options(fd) else {
+        return Some(Kind::Tcp);
+    };
+    match error.raw_os_error() {
+        Some(libc::ENOTSOCK) => None,
+        // No protocol below the socket has options: of streams, these are UNIX's (and CAIF's, of
+        // modems). Other families know the level, or know that they do not: ENOPROTOOPT.
+        Some(libc::EOPNOTSUPP) => match call::socket_option(fd, libc::SO_TYPE).ok()? {
+            libc::SOCK_STREAM => Some(Kind::Unix),
+            _ => Some(Kind::Datagram),
+        },
+        _ => socket_kind(fd).ok(),
     }
 }
 
