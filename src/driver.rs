@@ -241,6 +241,9 @@ impl Driver {
     pub(crate) fn close(&mut self, src: BorrowedFd<'_>, dst: BorrowedFd<'_>) {
         // Nobody is left to tell; from a stream, the bytes go with the transfer.
         let _ = self.reclaim(src);
+        if let Some(holes) = &mut self.holes {
+            let _ = holes.put_back(&self.src.endpoint(src, self.delivered));
+        }
         self.tidy(dst);
     }
 

@@ -24,6 +24,8 @@ pub(crate) struct Holes {
     pad: Option<Range<u64>>,
     /// They have followed.
     followed: bool,
+    /// Where the source's own position belongs, while it is elsewhere because an lseek(2) failed.
+    astray: Option<u64>,
 }
 
 /// What comes next in the source.
@@ -55,6 +57,7 @@ impl Holes {
             data: 0,
             pad: None,
             followed: false,
+            astray: None,
         })
     }
 
@@ -62,14 +65,14 @@ impl Holes {
     /// copies without one.
     ///
     /// # Errors
-    /// Where a side is no longer where the counts say. Its position may be anywhere then.
+    /// Where a position cannot be set to where the counts say; that is tried again by the next call.
     pub(crate) fn next(
         &mut self,
         src: &Endpoint<'_>,
         dst: &Endpoint<'_>,
         limit: NonZeroUsize,
     ) -> Result<Option<Next>, Fault> {
-        let astray = |side| move |e| Fault::new(side, e);
+        self.put_back(src)?;
         if self.data == 0 {
             self.unpad(dst);
             let Ok(at) = src.position() else {
@@ -79,8 +82,8 @@ impl Holes {
                 Some(view) => look(view.as_fd(), at),
                 None => {
                     let seen = look(src.fd(), at);
-                    call::seek(src.fd(), at as i64, Whence::SeekSet)
-                        .map_err(astray(Side::Source))?;
+                    self.astray = Some(at);
+                    self.put_back(src)?;
                     seen
                 }
             };
@@ -89,14 +92,7 @@ impl Holes {
             };
             let hole = usize::try_from(seen.hole).unwrap_or(usize::MAX);
             if let Some(hole) = NonZeroUsize::new(hole.min(limit.get())) {
-                let len = hole.get() as i64;
-                if self.make_hole(dst, hole).is_ok() {
-                    src.seek_by(len).map_err(astray(Side::Source))?;
-                    dst.seek_by(len).map_err(|e| {
-                        // Nothing was taken then, if this one goes back.
-                        let _ = src.seek_by(-len);
-                        Fault::new(Side::Destination, e)
-                    })?;
+                if self.pass(src, dst, at, hole)? {
                     return Ok(Some(Next::Made(hole)));
                 }
                 // The destination cannot have it: its zeros are copied.
@@ -111,6 +107,40 @@ impl Holes {
         let data = usize::try_from(self.data).unwrap_or(usize::MAX);
         let data = NonZeroUsize::new(data.min(limit.get()));
         Ok(Some(Next::Data(data.unwrap_or(limit))))
+    }
+
+    /// Has the source's own position where it belongs.
+    pub(crate) fn put_back(&mut self, src: &Endpoint<'_>) -> Result<(), Fault> {
+        if let Some(at) = self.astray {
+            call::seek(src.fd(), at as i64, Whence::SeekSet)
+                .map_err(|e| Fault::new(Side::Source, e))?;
+            self.astray = None;
+        }
+        Ok(())
+    }
+
+    /// Passes over a hole on both sides, from `at` on in the source. `false` where the destination
+    /// cannot have one.
+    fn pass(
+        &mut self,
+        src: &Endpoint<'_>,
+        dst: &Endpoint<'_>,
+        at: u64,
+        len: NonZeroUsize,
+    ) -> Result<bool, Fault> {
+        let bytes = len.get() as i64;
+        src.seek_by(bytes)
+            .map_err(|e| Fault::new(Side::Source, e))?;
+        let made = self.make_hole(dst, len).is_ok();
+        let passed = if made { dst.seek_by(bytes) } else { Ok(()) };
+        if made && passed.is_ok() {
+            return Ok(true);
+        }
+        // What the destination has of it by then is made anew when this goes on.
+        self.astray = src.offset().is_none().then_some(at);
+        let back = self.put_back(src);
+        passed.map_err(|e| Fault::new(Side::Destination, e))?;
+        back.map(|()| false)
     }
 
     /// Makes the next `len` bytes of the destination a hole: punched as far as it has bytes there,

@@ -95,7 +95,7 @@ impl ReadWrite {
             Some(offset) => call::pwrite(dst.fd(), from, offset),
             None if dst.kind().is_socket() => match call::send(dst.fd(), from) {
                 // A seccomp profile that has nothing but read(2) and write(2).
-                Err(e) if matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => {
+                Err(e) if errno::is_forbidden(&e) => {
                     Shield::new(true).run(|| call::write(dst.fd(), from))
                 }
                 other => other,

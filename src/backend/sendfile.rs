@@ -22,9 +22,21 @@ use crate::sys::{call, socket};
 pub struct Sendfile {
     /// Bytes believed to lie before the end of the file.
     left: u64,
-    started: bool,
+    /// How that is known.
+    known: Known,
     /// The last call to TCP moved less than it was asked for: what it moved may be held back.
     short: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+enum Known {
+    /// Not at all.
+    #[default]
+    Not,
+    /// From the file's size alone: the descriptor's own position was not asked for.
+    AtMost,
+    /// From size and position.
+    Exactly,
 }
 
 impl Sendfile {
@@ -39,25 +51,43 @@ impl Sendfile {
         if dst.kind() != Kind::Tcp || !src.kind().is_cached() {
             return limit;
         }
-        if self.left == 0 {
-            self.left = if self.started {
-                // It may have grown.
-                let size = call::stat(src.fd()).map_or(0, |stat| stat.size);
-                size.saturating_sub(src.position().unwrap_or(size))
-            } else {
-                // The facts are fresh enough, and most files are read from their start: where the
-                // descriptor's own position is another, the end comes as if the file had been cut.
-                src.facts()
-                    .size_hint()
-                    .saturating_sub(src.offset().unwrap_or(0))
+        if self.left == 0 && self.known == Known::Not {
+            // The facts are fresh enough, and most files are read from their start.
+            let size = src.facts().size_hint();
+            (self.left, self.known) = match src.offset() {
+                Some(offset) => (size.saturating_sub(offset), Known::Exactly),
+                None => (size, Known::AtMost),
             };
-            self.started = true;
+        } else if self.left == 0 {
+            // It may have grown.
+            self.look(src);
         }
         match usize::try_from(self.left) {
             // At the end, as far as known: the call itself says so, or finds more.
             Ok(0) => limit,
             Ok(left) => limit.min(left),
             Err(_) => limit,
+        }
+    }
+
+    fn look(&mut self, src: &Endpoint<'_>) {
+        let size = call::stat(src.fd()).map_or(0, |stat| stat.size);
+        self.left = size.saturating_sub(src.position().unwrap_or(size));
+        self.known = Known::Exactly;
+    }
+
+    /// Takes note of what came of asking TCP for `count` bytes.
+    fn sent(&mut self, src: &Endpoint<'_>, dst: &Endpoint<'_>, count: usize, sent: usize) {
+        self.left = self.left.saturating_sub(sent as u64);
+        let ended = sent == 0 && self.short;
+        self.short = sent < count;
+        let unsure = self.short && self.known == Known::AtMost;
+        if unsure {
+            // Once: because the socket is full, or because this was the end?
+            self.look(src);
+        }
+        if ended || unsure && self.left == 0 {
+            socket::push(dst.fd());
         }
     }
 }
@@ -92,11 +122,9 @@ impl ZeroCopyTransfer for Sendfile {
         let sendfile = || call::sendfile(dst.fd(), src.fd(), src.offset(), count);
         match super::call_either(src, dst, sendfile) {
             Ok(Ok(n)) => {
-                self.left = self.left.saturating_sub(n as u64);
-                if n == 0 && self.short {
-                    socket::push(dst.fd());
+                if dst.kind() == Kind::Tcp {
+                    self.sent(src, dst, count, n);
                 }
-                self.short = dst.kind() == Kind::Tcp && n < count;
                 Ok(super::moved_or_ended(n))
             }
             Err(blocked) => blocked,

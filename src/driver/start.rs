@@ -26,69 +26,7 @@ impl Driver {
         dst: BorrowedFd<'_>,
         len: u64,
     ) -> Result<Self> {
-        let before = call::made();
-        let (from, to) = probe::survey(src, dst, &plan.wishes)?;
-        let mut driver = Self::surveyed(plan, (src, from), (dst, to), len)?;
-        driver.syscalls = call::made() - before;
-        Ok(driver)
-    }
-
-    /// Starts on a pair that has been looked at with the plan's wishes.
-    pub(crate) fn surveyed(
-        plan: &Plan,
-        (src, from): (BorrowedFd<'_>, Facts),
-        (dst, to): (BorrowedFd<'_>, Facts),
-        len: u64,
-    ) -> Result<Self> {
-        let wishes = &plan.wishes;
-        let mut next = Queue::new(probe::order(&from, &to, wishes.cache, len));
-        let src_end = Endpoint::new(src, &from, wishes.src_offset);
-        let dst_end = Endpoint::new(dst, &to, wishes.dst_offset);
-        let verdict = |backend| probe::verdict(backend, wishes, &src_end, &dst_end);
-        let serves = |backend| verdict(backend).is_ok();
-        let Some(first) = next.pop(serves) else {
-            let wanted = wishes.wanted().unwrap_or(Backend::ReadWrite);
-            let unfit = match verdict(wanted).err().unwrap_or(Unfit::Denied) {
-                Unfit::Denied if wishes.wanted().is_none() => {
-                    Unfit::Other("the options leave out every backend that serves")
-                }
-                unfit => unfit,
-            };
-            return Err(Error::unfit(wanted, unfit));
-        };
-        let or_plain = first == Backend::Splice && serves(Backend::ReadWrite);
-        let same_file = same_file(&src_end, &dst_end, len)?;
-        let (holes, prealloc) = match &same_file {
-            Some(_) => (None, None),
-            None => (
-                Holes::new(&src_end, &dst_end),
-                Prealloc::new(&src_end, &dst_end),
-            ),
-        };
-        // Whoever made it non-blocking has other things to do.
-        let fair = to.is_nonblocking() && to.kind().is_stream();
-        Ok(Self {
-            len,
-            delivered: 0,
-            src: Place::new(from, wishes.src_offset),
-            dst: Place::new(to, wishes.dst_offset),
-            chunk: plan.chunk,
-            backend: instance(first, wishes, or_plain),
-            proven: false,
-            next,
-            wishes: *wishes,
-            refused: Vec::new(),
-            shares: Shares::NONE,
-            end: End::Stopped,
-            syscalls: 0,
-            shield: Shield::new(raises(first, to.kind())),
-            holes: holes.map(Box::new),
-            prealloc,
-            drop_behind: (wishes.cache != Cache::Normal).then(Box::default),
-            same_file: same_file.map(Box::new),
-            pace: Pace::new(plan.limits).map(Box::new),
-            most: if fair { FAIR } else { u64::MAX },
-        })
+        Self::look_and_start(plan, src, dst, len, None)
     }
 
     /// Starts with a backend of the caller's own, and without fallback.
@@ -98,21 +36,104 @@ impl Driver {
         len: u64,
         backend: Box<dyn ZeroCopyTransfer + Send>,
     ) -> Result<Self> {
-        let mut driver = Self::start(&Plan::default(), src, dst, len)?;
-        let (from, to) = (driver.src.endpoint(src, 0), driver.dst.endpoint(dst, 0));
-        if let Err(unfit) = backend.assess(&from, &to) {
-            return Err(Error::unfit(backend.backend(), unfit));
-        }
-        (driver.holes, driver.prealloc) = (None, None);
-        // Whatever it calls itself, it may write as it likes.
-        let kind = driver.dst.facts.kind();
-        driver.shield = Shield::new(kind == Kind::Pipe || kind.is_socket());
-        driver.backend = backend;
-        driver.next = Queue::empty();
-        // Its word is taken for the end from the first.
-        driver.proven = true;
+        Self::look_and_start(&Plan::default(), src, dst, len, Some(backend))
+    }
+
+    fn look_and_start(
+        plan: &Plan,
+        src: BorrowedFd<'_>,
+        dst: BorrowedFd<'_>,
+        len: u64,
+        own: Option<Box<dyn ZeroCopyTransfer + Send>>,
+    ) -> Result<Self> {
+        let before = call::made();
+        let (from, to) = probe::survey(src, dst, &plan.wishes)?;
+        let mut driver = Self::surveyed(plan, (src, from), (dst, to), len, own)?;
+        driver.syscalls = call::made() - before;
         Ok(driver)
     }
+
+    /// Starts on a pair that has been looked at with the plan's wishes, by a backend of the caller's
+    /// own if there is one.
+    pub(crate) fn surveyed(
+        plan: &Plan,
+        (src, from): (BorrowedFd<'_>, Facts),
+        (dst, to): (BorrowedFd<'_>, Facts),
+        len: u64,
+        own: Option<Box<dyn ZeroCopyTransfer + Send>>,
+    ) -> Result<Self> {
+        let wishes = &plan.wishes;
+        let src_end = Endpoint::new(src, &from, wishes.src_offset);
+        let dst_end = Endpoint::new(dst, &to, wishes.dst_offset);
+        let is_own = own.is_some();
+        let mut next = Queue::empty();
+        let backend = match own {
+            Some(own) => match own.assess(&src_end, &dst_end) {
+                Ok(()) => own,
+                Err(unfit) => return Err(Error::unfit(own.backend(), unfit)),
+            },
+            None => {
+                next = Queue::new(probe::order(&from, &to, wishes.cache, len));
+                first(&mut next, wishes, &src_end, &dst_end)?
+            }
+        };
+        let same_file = same_file(&src_end, &dst_end, len)?;
+        let (mut holes, mut prealloc) = (None, None);
+        if same_file.is_none() && !is_own {
+            holes = Holes::new(&src_end, &dst_end);
+            prealloc = Prealloc::new(&src_end, &dst_end);
+        }
+        // One's own may call itself what it likes.
+        let raises = is_own && to.kind().is_socket() || raises(backend.backend(), to.kind());
+        // Whoever made it non-blocking has other things to do.
+        let fair = to.is_nonblocking() && to.kind().is_stream();
+        Ok(Self {
+            len,
+            delivered: 0,
+            src: Place::new(from, wishes.src_offset),
+            dst: Place::new(to, wishes.dst_offset),
+            chunk: plan.chunk,
+            backend,
+            // One's own is taken at its word for the end from the first.
+            proven: is_own,
+            next,
+            wishes: *wishes,
+            refused: Vec::new(),
+            shares: Shares::NONE,
+            end: End::Stopped,
+            syscalls: 0,
+            shield: Shield::new(raises),
+            holes: holes.map(Box::new),
+            prealloc,
+            drop_behind: (wishes.cache != Cache::Normal).then(Box::default),
+            same_file: same_file.map(Box::new),
+            pace: Pace::new(plan.limits).map(Box::new),
+            most: if fair { FAIR } else { u64::MAX },
+        })
+    }
+}
+
+/// The first backend that serves.
+fn first(
+    next: &mut Queue,
+    wishes: &Wishes,
+    src: &Endpoint<'_>,
+    dst: &Endpoint<'_>,
+) -> Result<Box<dyn ZeroCopyTransfer + Send>> {
+    let verdict = |backend| probe::verdict(backend, wishes, src, dst);
+    let serves = |backend| verdict(backend).is_ok();
+    let Some(first) = next.pop(serves) else {
+        let wanted = wishes.wanted().unwrap_or(Backend::ReadWrite);
+        let unfit = match verdict(wanted).err().unwrap_or(Unfit::Denied) {
+            Unfit::Denied if wishes.wanted().is_none() => {
+                Unfit::Other("the options leave out every backend that serves")
+            }
+            unfit => unfit,
+        };
+        return Err(Error::unfit(wanted, unfit));
+    };
+    let or_plain = first == Backend::Splice && serves(Backend::ReadWrite);
+    Ok(instance(first, wishes, or_plain))
 }
 
 /// Whether a backend can raise SIGPIPE on a destination of this kind. Read/write sends to a socket

@@ -260,7 +260,7 @@ impl<'a> Core<'a> {
         let mut to = self.facts;
         probe::complete((src, &mut facts), (dst, &mut to), &plan.wishes);
         self.known = Some((src.as_raw_fd(), facts));
-        let mut driver = Driver::surveyed(&plan, (src, facts), (dst, to), len)?;
+        let mut driver = Driver::surveyed(&plan, (src, facts), (dst, to), len, None)?;
         driver.be_fair();
         self.file = Some((place, driver));
         Ok(())

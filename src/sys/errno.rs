@@ -49,6 +49,14 @@ pub(crate) fn is_unfit(call: Call, error: &io::Error) -> bool {
     }
 }
 
+/// Whether the kernel has no such call, or a seccomp profile keeps it to itself.
+pub(crate) fn is_forbidden(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENOSYS | libc::EPERM | libc::EACCES)
+    )
+}
+
 /// Whether `error` is EAGAIN.
 pub(crate) fn would_block(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::WouldBlock

@@ -3,7 +3,8 @@
 
 use std::ffi::c_long;
 use std::fmt::Write as _;
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::{env, fs};
 
@@ -36,7 +37,10 @@ fn name(nr: c_long, args: &[usize; 6]) -> &'static str {
             libc::F_GETPIPE_SZ => "F_GETPIPE_SZ",
             _ => "fcntl",
         },
-        libc::SYS_getsockopt if args[1] as i32 == libc::IPPROTO_TCP => "TCP_NODELAY",
+        libc::SYS_getsockopt if args[1] as i32 == libc::IPPROTO_TCP => match args[2] as i32 {
+            libc::TCP_CORK => "TCP_CORK",
+            _ => "TCP_NODELAY",
+        },
         libc::SYS_getsockopt => match args[2] as i32 {
             libc::SO_TYPE => "SO_TYPE",
             libc::SO_DOMAIN => "SO_DOMAIN",
@@ -207,6 +211,30 @@ fn a_transfer_of_nothing_makes_no_call() {
     let (report, calls) = calls_of(|| zcio::transfer(&made.src, made.dst(), 0));
     assert_eq!((report.unwrap().bytes, calls.len()), (0, 0));
     made.arrived(0);
+}
+
+/// Linux 5.10 holds a piece back that is shorter than it was asked for. Read from its middle, a file's
+/// last piece is; and whoever is stopped after it makes no other call that would find the end.
+#[test]
+fn a_last_piece_that_is_short_is_pushed() {
+    within(60, |_| {
+        let mut file = make::memfd();
+        file.set_len(100_000).unwrap();
+        let (dst, _far) = make::tcp();
+        // Whether the caller has corked it is asked before it is pushed, which nobody stands in for.
+        for (from, calls_after) in [
+            (0, &["sendfile"][..]),
+            (90_000, &["sendfile", "statx", "lseek", "TCP_CORK"]),
+        ] {
+            file.seek(SeekFrom::Start(from)).unwrap();
+            let stop = |_| ControlFlow::Break(());
+            let (report, calls) =
+                calls_of(|| TransferOptions::new().transfer_with(&file, &dst, 99_999, stop));
+            assert_eq!(report.unwrap().bytes, 99_999.min(100_000 - from));
+            let first = calls.iter().position(|call| *call == "sendfile").unwrap();
+            assert_eq!(calls[first..], *calls_after);
+        }
+    });
 }
 
 #[test]

@@ -24,8 +24,9 @@ pub(crate) enum Profile {
     NoOffload,
 }
 
-pub(crate) const ALL: [(Profile, i32); 4] = [
+pub(crate) const ALL: [(Profile, i32); 5] = [
     (Profile::AllButReadAndWrite, libc::EPERM),
+    (Profile::AllButReadAndWrite, libc::EACCES),
     (Profile::AllButReadAndWrite, libc::ENOSYS),
     (Profile::NoOffload, libc::EPERM),
     (Profile::NoOffload, libc::ENOSYS),

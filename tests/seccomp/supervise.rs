@@ -22,6 +22,7 @@ fn calls() -> Vec<Call> {
         libc::SYS_pread64,
         libc::SYS_preadv2,
         libc::SYS_write,
+        libc::SYS_sendto,
         libc::SYS_pwrite64,
         libc::SYS_pwritev2,
         libc::SYS_splice,

@@ -2,17 +2,20 @@
 //! answers.
 
 use std::collections::VecDeque;
+use std::fs::OpenOptions;
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Arc, Mutex};
 
 use bytes::{BufMut, BytesMut};
+use tempfile::NamedTempFile;
 use zcio::backend::{Endpoint, Fault, Side, Step, Unfit, ZeroCopyTransfer};
 use zcio::{Backend, End, ErrorKind, Status, Transfer};
 
 use crate::common::oracle::position;
-use crate::common::within;
+use crate::common::{skipped, within};
 use crate::lane::{Kind, Lane};
 
 /// What a step does.
@@ -266,6 +269,29 @@ fn what_cannot_be_reclaimed_is_an_error_with_what_can() {
         assert_eq!(raw, Some(libc::EIO));
         assert_eq!((error.delivered(), error.undelivered().len()), (1000, 1000));
         assert_eq!(lane.data.check(1000, error.undelivered()), Ok(()));
+    });
+}
+
+/// It is asked, and no other: what none of the crate's own could do may be just what it is for.
+#[test]
+fn it_serves_where_nothing_else_does() {
+    within(10, |_| {
+        let lane = Lane::new(Kind::Pipe, Kind::Pipe, 100);
+        let dst = NamedTempFile::new().expect("a temporary file");
+        let flags = nix::libc::O_DIRECT;
+        let mut options = OpenOptions::new();
+        let opened = options.append(true).custom_flags(flags).open(dst.path());
+        let Ok(appends) = opened else {
+            return skipped("O_DIRECT", "this filesystem has none");
+        };
+        let (src, _) = lane.ends();
+        let ours = zcio::transfer(&src, &appends, 100).expect_err("unaligned, at the end");
+        assert_eq!(ours.kind(), ErrorKind::Unfit);
+        let script = script(&[Act::Answer(Step::Blocked(Side::Source))]);
+        let own = Transfer::with_backend(src, &appends, 100, Box::new(script));
+        let mut own = own.expect("its own verdict counts");
+        let status = own.advance().expect("no fault");
+        assert_eq!(status, Status::Blocked(Side::Source));
     });
 }
 

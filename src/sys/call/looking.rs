@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::fcntl::{self, FcntlArg};
 
 use super::retry;
+use crate::sys::errno;
 
 /// What is asked of a file: numbers as statx(2) has them, sizes in bytes.
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +44,7 @@ pub(crate) fn stat(fd: BorrowedFd<'_>) -> io::Result<Stat> {
             inode: stat.stx_ino,
             block: stat.stx_blksize.into(),
         }),
-        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => fstat(fd),
+        Err(e) if errno::is_forbidden(&e) => fstat(fd),
         Err(e) => Err(e),
     }
 }
