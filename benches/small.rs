@@ -34,7 +34,7 @@ fn cpu_us() -> f64 {
 }
 
 /// How a transfer finds out what a descriptor is.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy)]
 enum Looks {
     File,
     Pipe,
@@ -55,9 +55,11 @@ fn look(fd: BorrowedFd<'_>, looks: Looks) {
     unsafe { libc::fcntl(fd, libc::F_GETFL) };
     match looks {
         Looks::File => {
-            let mask = libc::STATX_BASIC_STATS
-                & !(libc::STATX_ATIME | libc::STATX_MTIME)
-                & !libc::STATX_CTIME;
+            let mask = libc::STATX_TYPE
+                | libc::STATX_MODE
+                | libc::STATX_SIZE
+                | libc::STATX_BLOCKS
+                | libc::STATX_INO;
             let mut stat = MaybeUninit::<libc::statx>::uninit();
             let (path, to) = (c"".as_ptr(), stat.as_mut_ptr());
             // SAFETY: the path is a C string, and `stat` has room for one.

@@ -8,8 +8,8 @@
 //! What it counts as sent has left the file for the socket, on every kernel, and arrives. Up to
 //! Linux 5.10, though, a piece that comes out shorter than it was asked for goes to TCP with
 //! `MSG_MORE`, which holds it back for 200 ms. So TCP is never asked for more than the file is believed
-//! to hold; and where that turns out wrong, because the file was cut meanwhile, the piece is
-//! pushed on as soon as the end is seen.
+//! to hold; and where that turns out wrong, because the file was cut meanwhile or is not read from
+//! its start, the piece is pushed on as soon as the end is seen.
 
 use std::num::NonZeroUsize;
 
@@ -70,6 +70,7 @@ impl Sendfile {
         }
     }
 
+    /// Finds out what the file holds from here on, by two calls.
     fn look(&mut self, src: &Endpoint<'_>) {
         let size = call::stat(src.fd()).map_or(0, |stat| stat.size);
         self.left = size.saturating_sub(src.position().unwrap_or(size));
