@@ -8,6 +8,7 @@
 mod bounds;
 mod settle;
 mod start;
+mod waiting;
 
 use std::num::NonZeroUsize;
 use std::os::fd::BorrowedFd;
@@ -19,7 +20,7 @@ use crate::backend::{
 use crate::drop_behind::DropBehind;
 use crate::error::Result;
 use crate::holes::{Holes, Next};
-use crate::pace::{Limits, Pace};
+use crate::pace::{Limits, Pace, Stalls};
 use crate::prealloc::Prealloc;
 use crate::probe::{Queue, Wishes};
 use crate::report::{End, Report, Shares, Status};
@@ -27,7 +28,7 @@ use crate::sys::call;
 use crate::sys::sigpipe::Shield;
 
 use bounds::SameFile;
-use settle::timed_out;
+use waiting::timed_out;
 
 /// What the options ask for.
 #[derive(Clone, Debug, Default)]
@@ -45,8 +46,13 @@ pub(crate) struct Driver {
     dst: Place,
     chunk: Option<NonZeroUsize>,
     backend: Box<dyn ZeroCopyTransfer + Send>,
-    /// Whether the backend at work has moved anything: only then is its 0 the end.
+    /// Whether the backend at work has moved anything: what has served until now fits.
     proven: bool,
+    /// The backend is the caller's own, and taken at its word for the end.
+    own: bool,
+    /// Bytes that had been delivered when a backend found the end where read(2) found more.
+    false_end: Option<u64>,
+    stalls: Stalls,
     /// The backends still to be tried, in order.
     next: Queue,
     wishes: Wishes,

@@ -141,6 +141,14 @@ const REMOTE: [i64; 7] = [
     0x0102_1997,
 ];
 
+/// Whether this is a filesystem of this kernel alone, which decides itself how long a file is.
+const fn is_local(filesystem: i64) -> bool {
+    matches!(
+        filesystem,
+        EXT | XFS | BTRFS | TMPFS | F2FS | HUGETLBFS | RAMFS | MSDOS | EXFAT | ISO9660 | SQUASHFS
+    )
+}
+
 impl Facts {
     /// Looks at a descriptor: two system calls, three for a UNIX socket, four for any other that is not
     /// TCP's. Of a regular file it is not asked here what filesystem it lies on: see
@@ -190,6 +198,13 @@ impl Facts {
         // Where a seccomp profile forbids to ask, it is one that nobody knows.
         let known = call::fstatfs(fd).unwrap_or((0, self.block));
         self.is_on(known);
+    }
+
+    /// The same, where it matters only now whether its size is its own.
+    pub(crate) fn look_up_doubtful(&mut self, fd: BorrowedFd<'_>) {
+        if !self.has_own_size() {
+            self.look_up_filesystem(fd);
+        }
     }
 
     fn is_on(&mut self, (filesystem, block): (i64, u64)) {
@@ -293,6 +308,18 @@ impl Facts {
     /// Whether allocating blocks ahead of writing is measured to pay on this filesystem.
     pub(crate) fn allocates_ahead(&self) -> bool {
         self.kind == Kind::File && self.filesystem == Some(EXT)
+    }
+
+    /// Whether its size is the filesystem's own: then a call that finds no more bytes has found the end.
+    /// Behind a network or a daemon the size may be stale or made up, and only read(2) tells. Where
+    /// nobody has asked for the filesystem, one without a device of its own may be such.
+    pub(crate) fn has_own_size(&self) -> bool {
+        match (self.kind, self.filesystem) {
+            (Kind::BlockDevice, _) => true,
+            (Kind::File, Some(filesystem)) => is_local(filesystem),
+            (Kind::File, None) => libc::major(self.device) != 0,
+            _ => false,
+        }
     }
 
     /// Whether both lead to the same file.

@@ -21,11 +21,13 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::backend::{Backend, Facts, Side};
+use crate::backend::{self, Backend, Endpoint, Facts, Side, Step};
 use crate::error::{Error, ErrorKind, Result};
+use crate::pace::Stalls;
+use crate::probe;
 use crate::report::End;
 use crate::sys::errno::{self, Call};
-use crate::sys::{PrivatePipe, call};
+use crate::sys::{PrivatePipe, call, socket};
 
 use lane::{Delivered, Lane};
 
@@ -51,6 +53,7 @@ pub struct FanOut<S, D> {
     len: u64,
     taken: u64,
     ended: bool,
+    stalls: Stalls,
 }
 
 /// Moves up to `len` bytes from `src` to each of `dsts`; `u64::MAX` means until the source ends.
@@ -229,24 +232,24 @@ impl<S: AsFd, D: AsFd> FanOut<S, D> {
             return self.take_by_read();
         };
         let count = self.limit(trunk.capacity());
-        match call::splice(self.src.as_fd(), None, trunk.write_end(), None, count) {
-            // A first 0 from a file is for read(2) to confirm.
-            Ok(0) if self.taken == 0 && self.facts.kind().is_cached() => {
-                self.plain = true;
-                self.take_by_read()
-            }
-            Ok(0) => Ok(Taken::Ended),
-            Ok(n) => {
+        let src = Endpoint::new(self.src.as_fd(), &self.facts, None);
+        let splice = || call::splice(src.fd(), None, trunk.write_end(), None, count);
+        match backend::attempt(&src, None, splice) {
+            Ok(Ok(n @ 1..)) => {
                 self.taken += n as u64;
                 self.share(n);
                 Ok(Taken::Some)
             }
-            Err(e) if errno::would_block(&e) => Ok(Taken::Blocked),
-            Err(e) if errno::is_unfit(Call::Splice, &e) => {
+            Ok(Err(e)) if !errno::is_unfit(Call::Splice, &e) => {
+                Err(self.source_failed(Backend::Splice, e))
+            }
+            Err(Ok(Step::Blocked(_))) => Ok(Taken::Blocked),
+            Err(Err(fault)) => Err(self.source_failed(Backend::Splice, fault.error)),
+            // Also where it found no bytes: the end is where read(2) finds it.
+            _ => {
                 self.plain = true;
                 self.take_by_read()
             }
-            Err(e) => Err(self.source_failed(Backend::Splice, e)),
         }
     }
 
@@ -269,12 +272,24 @@ impl<S: AsFd, D: AsFd> FanOut<S, D> {
                 }
                 Ok(Taken::Some)
             }
-            Err(e) if errno::would_block(&e) => Ok(Taken::Blocked),
+            // A file is always ready, and still says "not now": not for ever.
+            Err(e) if errno::would_block(&e) && !self.refuses_for_ever() => Ok(Taken::Blocked),
             Err(e) => Err(self.source_failed(Backend::ReadWrite, e)),
         }
     }
 
+    /// Counts a wait that moved nothing; whether a source that is always ready has had enough of them.
+    fn refuses_for_ever(&mut self) -> bool {
+        const TRIES: u32 = 100;
+        let delivered: u64 = self.lanes.iter().map(|lane| lane.delivered).sum();
+        let stalls = self.stalls.count(self.taken.wrapping_add(delivered));
+        !self.facts.kind().is_stream() && stalls > TRIES
+    }
+
     fn source_failed(&self, backend: Backend, error: io::Error) -> Error {
+        if self.facts.kind().is_socket() && socket::listens(self.src.as_fd()) {
+            return probe::refuse_listener();
+        }
         let error = Error::io(ErrorKind::Io, Some(Side::Source), error);
         error.by(backend).after(self.taken, Bytes::new())
     }
@@ -352,7 +367,8 @@ impl<S: AsFd, D: AsFd> FanOut<S, D> {
     }
 
     /// Waits until one of the sides is ready.
-    fn wait(&self, source: bool, destinations: &[usize]) {
+    fn wait(&mut self, source: bool, destinations: &[usize]) {
+        self.refuses_for_ever();
         let mut sides = Vec::with_capacity(1 + destinations.len());
         if source {
             sides.push((self.src.as_fd(), false));
@@ -361,11 +377,13 @@ impl<S: AsFd, D: AsFd> FanOut<S, D> {
             .iter()
             .filter_map(|&place| self.lanes.get(place));
         sides.extend(dsts.map(|lane| (lane.dst.as_fd(), true)));
-        if call::poll_any(&sides, None).is_err() {
-            // For want of memory, or there are more of them than RLIMIT_NOFILE now allows: no
-            // reason to let go of what is held for each. Whoever is ready is found by trying.
+        if source && !self.facts.kind().is_stream() || call::poll_any(&sides, None).is_err() {
+            // poll(2) calls a file ready, whatever it says. Or there is no memory for it, or there are
+            // more of them than RLIMIT_NOFILE now allows: no reason to let go of what is held for each.
+            // Whoever is ready is found by trying.
             thread::sleep(Duration::from_millis(1));
         }
+        self.stalls.pause(None);
     }
 }
 

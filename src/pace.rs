@@ -1,5 +1,6 @@
-//! A limit on the rate, and a time by which to be done.
+//! A limit on the rate, a time by which to be done, and patience with a side that says "not now".
 
+use std::io;
 use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
@@ -73,6 +74,83 @@ impl Pace {
             self.next = earliest.map_or(self.next, |earliest| self.next.max(earliest)) + cost;
         }
     }
+}
+
+/// Steps in a row that moved nothing because a side would block.
+#[derive(Debug, Default)]
+pub(crate) struct Stalls {
+    /// How far the transfer had come at the last one.
+    at: u64,
+    count: u32,
+    /// The one at which poll(2) called the side ready.
+    ready: u32,
+}
+
+/// What is known of a side that blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stall {
+    /// Nothing that speaks against it.
+    Likely,
+    /// It is ready, perhaps only just now: to be tried once more.
+    Again,
+    /// It was tried again, and still is ready: the call does not speak the truth.
+    False,
+}
+
+impl Stalls {
+    /// So many in a row are not looked into: whoever waits for several things tries often.
+    const USUAL: u32 = 64;
+    /// After so many pauses, a side that poll(2) calls ready is given up: some 5 s.
+    const PAUSES: u32 = 512;
+
+    /// Counts one; `at` differs from one to the next where something has moved in between.
+    pub(crate) fn count(&mut self, at: u64) -> u32 {
+        if self.at != at {
+            *self = Self {
+                at,
+                ..Self::default()
+            };
+        }
+        self.count = self.count.saturating_add(1);
+        self.count
+    }
+
+    /// Whether the last one was not the first.
+    pub(crate) fn is_repeated(&self) -> bool {
+        self.count > 1
+    }
+
+    /// Asks now and then whether the side is ready all the time.
+    ///
+    /// # Errors
+    /// Those of asking.
+    pub(crate) fn look(
+        &mut self,
+        is_ready: impl FnOnce() -> io::Result<bool>,
+    ) -> io::Result<Stall> {
+        let again = self.ready > 0 && self.count == self.ready + 1;
+        if !again && self.count % Self::USUAL != 0 || !is_ready()? {
+            return Ok(Stall::Likely);
+        }
+        self.ready = self.count;
+        Ok(if again { Stall::False } else { Stall::Again })
+    }
+
+    /// Pauses where a side was called ready that often and never was: up to 10 ms. `false` where that
+    /// has to have an end.
+    pub(crate) fn pause(&self, deadline: Option<Instant>) -> bool {
+        let Some(extra) = self.count.checked_sub(Self::USUAL) else {
+            return true;
+        };
+        pause(Duration::from_millis(extra.clamp(1, 10).into()), deadline);
+        extra < Self::PAUSES
+    }
+}
+
+/// Sleeps, but not beyond a deadline.
+pub(crate) fn pause(time: Duration, deadline: Option<Instant>) {
+    let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+    std::thread::sleep(left.map_or(time, |left| left.min(time)));
 }
 
 #[cfg(test)]

@@ -374,6 +374,12 @@ pub(crate) fn check(side: Side, facts: &Facts, offset: Option<u64>) -> Result<()
     Ok(())
 }
 
+/// A socket that listens has no bytes to give and no end.
+pub(crate) fn refuse_listener() -> Error {
+    let text = "it listens for connections, and has no bytes of its own";
+    Error::input(Side::Source, io::ErrorKind::InvalidInput, text)
+}
+
 impl Wishes {
     /// The one backend that the options insist on, if they do.
     pub(crate) fn wanted(&self) -> Option<Backend> {

@@ -90,6 +90,12 @@ impl Mmap {
         let Some(len) = usize::try_from(len).ok().filter(|len| *len > 0) else {
             return Ok(Some(Step::Ended));
         };
+        // A page behind the true end reads as zeros. Where the size may be made up, read(2) knows.
+        let last = at + len as u64 - 1;
+        let known = src.facts().has_own_size();
+        if !known && !matches!(call::pread(src.fd(), &mut [0], last), Ok(1)) {
+            return Ok(Some(Step::Unfit(Unfit::FalseEnd)));
+        }
         match Mapping::new(src.fd(), at, len) {
             Ok(mapping) => {
                 self.window = Some(Window { mapping, start: at });

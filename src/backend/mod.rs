@@ -28,10 +28,10 @@ use crate::sys::call;
 pub use copy_file_range::CopyFileRange;
 pub use direct::Direct;
 pub use mmap::Mmap;
-pub(crate) use outcome::FAIR;
+pub(crate) use outcome::{FAIR, attempt};
 use outcome::{
-    call_either, delivered, moved_or_ended, require, require_buffered, require_no_append, side_of,
-    unfit_or_fault,
+    delivered, ended, moved_or_ended, require, require_buffered, require_no_append, side_of,
+    unfit_or_fault, would_hold_lock,
 };
 pub use read_write::ReadWrite;
 pub use reflink::Reflink;

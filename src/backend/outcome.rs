@@ -29,7 +29,7 @@ pub(super) fn delivered(bytes: usize) -> Result<Step, Fault> {
 }
 
 /// What a failed call that moved nothing, with nothing in flight, means: another mechanism's turn,
-/// or a fault of `side`.
+/// or a fault of `side`; without one, the driver finds out whose.
 #[inline]
 pub(super) fn unfit_or_fault(
     call: Call,
@@ -41,10 +41,7 @@ pub(super) fn unfit_or_fault(
             error.raw_os_error().unwrap_or(0),
         )))
     } else {
-        Err(Fault {
-            side: side.or_else(|| blame(&error)),
-            error,
-        })
+        Err(Fault { side, error })
     }
 }
 
@@ -61,64 +58,101 @@ pub(super) fn side_of(src: &Endpoint<'_>, dst: &Endpoint<'_>, error: &io::Error)
     errno::is_of_connection(error).then_some(side)
 }
 
-/// The side that an error of a call with two descriptors speaks of, where it tells.
-fn blame(error: &io::Error) -> Option<Side> {
-    errno::is_destinations(error).then_some(Side::Destination)
-}
-
-/// Makes a call with two descriptors, nothing being in flight. `Err`: the side that blocks it.
+/// Makes a call that takes from `src`, nothing being in flight, and gives to `dst`; without one, to
+/// an empty pipe of our own, which never blocks. `Err` is the step's outcome where nothing moved.
 ///
-/// EAGAIN does not tell which one that is. A source that has nothing to read is it. One that has may
-/// have got it only just now: so the call is made once more, and what it says then it says of the
-/// destination. (Whoever waits for edges would wait for ever for one of a side that never blocked.)
+/// EAGAIN does not tell which side it speaks of, nor whether that side really blocks: splice(2) and
+/// sendfile(2) answer it in front of urgent data that recv(2) goes past, and a file's server may
+/// answer it for a file, which is always ready. So the sides are asked, and where both are ready the
+/// call is made again: what has become ready only just now serves then. A call that still says EAGAIN
+/// does not fit, and read(2) says what there is to say. (An edge-triggered caller would hang on a side
+/// that never blocked.)
 #[inline]
-pub(super) fn call_either(
+pub(crate) fn attempt(
     src: &Endpoint<'_>,
-    dst: &Endpoint<'_>,
+    dst: Option<&Endpoint<'_>>,
     mut call: impl FnMut() -> io::Result<usize>,
 ) -> Result<io::Result<usize>, Result<Step, Fault>> {
-    if dst.kind() == Kind::Pipe && src.kind().is_socket() && !src.facts().is_nonblocking() {
-        match wait_without_lock(src) {
-            Ok(true) => {}
-            Ok(false) => return Err(Ok(Step::Blocked(Side::Source))),
-            Err(e) => return Err(Err(Fault::new(Side::Source, e))),
-        }
-    }
-    let mut asked = false;
+    let mut refused = 0;
     loop {
         match call() {
-            Err(e) if errno::would_block(&e) => {
-                let blocked = |side| Err(Ok(Step::Blocked(side)));
-                if asked || !src.kind().is_stream() {
-                    return blocked(Side::Destination);
+            Err(e) if errno::would_block(&e) => match blocked_side(src, dst, refused) {
+                Ok(Some(side)) => return Err(Ok(Step::Blocked(side))),
+                Ok(None) if refused == 2 => {
+                    return Err(Ok(Step::Unfit(Unfit::Refused(libc::EAGAIN))));
                 }
-                match has_more(src) {
-                    Ok(true) => asked = true,
-                    Ok(false) => return blocked(Side::Source),
-                    Err(e) => return Err(Err(Fault::new(Side::Source, e))),
-                }
-            }
+                Ok(None) => refused += 1,
+                Err(fault) => return Err(Err(fault)),
+            },
             other => return Ok(other),
         }
     }
 }
 
-/// Whether a stream has something to read, its end included. Of a socket whose owner has set
-/// `SO_RCVLOWAT`, poll(2) does not tell.
-fn has_more(src: &Endpoint<'_>) -> io::Result<bool> {
-    let few = || src.kind().is_socket() && socket::readable(src.fd()).is_ok_and(|bytes| bytes > 0);
-    Ok(call::is_ready(src.fd(), false)? || few())
+/// The side that EAGAIN speaks of, if one really blocks; `refused` calls before had the same answer.
+#[cold]
+fn blocked_side(
+    src: &Endpoint<'_>,
+    dst: Option<&Endpoint<'_>>,
+    refused: u32,
+) -> Result<Option<Side>, Fault> {
+    let kind = src.kind();
+    // Of these, splice(2) and sendfile(2) say what read(2) would.
+    let certain = matches!(kind, Kind::Pipe | Kind::Unix) || src.facts().has_own_size();
+    let Some(dst) = dst else {
+        let blocks = certain || !kind.is_stream() || !has_more(src)?;
+        return Ok(blocks.then_some(Side::Source));
+    };
+    let asked = refused > 0 || !kind.is_stream();
+    if asked && certain {
+        return Ok(Some(Side::Destination));
+    }
+    if kind.is_stream() && !has_more(src)? {
+        return Ok(Some(Side::Source));
+    }
+    if certain {
+        return Ok(None);
+    }
+    let ready = call::is_ready(dst.fd(), true);
+    let ready = ready.map_err(|e| Fault::new(Side::Destination, e))?;
+    Ok((!ready).then_some(Side::Destination))
 }
 
-/// Waits for a blocking socket before the call that moves its bytes into the caller's pipe. Waiting
-/// itself, that call would hold the pipe's lock: whoever reads the pipe would wait along, and what
-/// it holds already would not arrive before more comes. `false`: the socket's own time limit ran out.
-fn wait_without_lock(src: &Endpoint<'_>) -> io::Result<bool> {
-    if call::is_ready(src.fd(), false)? {
-        return Ok(true);
+/// Whether a stream has something to read, its end included. poll(2) does not tell that of a socket
+/// whose owner has set `SO_RCVLOWAT`, or on whose error queue something lies.
+fn has_more(src: &Endpoint<'_>) -> Result<bool, Fault> {
+    let more = if src.kind().is_socket() {
+        socket::peek(src.fd()).map(|there| there.is_some())
+    } else {
+        call::is_ready(src.fd(), false)
+    };
+    more.map_err(|e| Fault::new(Side::Source, e))
+}
+
+/// What 0 bytes from splice(2) or sendfile(2) mean. They stop in front of urgent data, and then answer
+/// 0 on a blocking TCP socket, or on one that has been closed: recv(2) tells that from the end. Whether
+/// a file has ended is for the driver to find out.
+#[cold]
+pub(super) fn ended(src: &Endpoint<'_>) -> Result<Step, Fault> {
+    if !matches!(src.kind(), Kind::Tcp | Kind::Stream) {
+        return Ok(Step::Ended);
     }
-    let limit = socket::timeout(src.fd(), libc::SO_RCVTIMEO);
-    call::poll(src.fd(), false, limit)
+    match socket::peek(src.fd()) {
+        Ok(Some(0)) => Ok(Step::Ended),
+        Ok(Some(_)) => Ok(Step::Unfit(Unfit::FalseEnd)),
+        // The mark has come, and nothing behind it yet.
+        Ok(None) => Ok(Step::Unfit(Unfit::Refused(libc::EAGAIN))),
+        Err(e) => Err(Fault::new(Side::Source, e)),
+    }
+}
+
+/// Whether a blocking socket has nothing yet for a call that moves its bytes into the caller's pipe.
+/// Waiting itself, that call would hold the pipe's lock: whoever reads the pipe would wait along, and
+/// what it holds already would not arrive before more comes. So the driver waits instead.
+#[inline]
+pub(super) fn would_hold_lock(src: &Endpoint<'_>, dst: &Endpoint<'_>) -> Result<bool, Fault> {
+    let holds = dst.kind() == Kind::Pipe && src.kind().is_socket() && !src.facts().is_nonblocking();
+    Ok(holds && !has_more(src)?)
 }
 
 /// Refuses a kind of descriptor on one side.

@@ -119,14 +119,17 @@ impl ZeroCopyTransfer for Sendfile {
         dst: &mut Endpoint<'_>,
         limit: NonZeroUsize,
     ) -> Result<Step, Fault> {
+        if super::would_hold_lock(src, dst)? {
+            return Ok(Step::Blocked(Side::Source));
+        }
         let count = self.count(src, dst, limit.get());
         let sendfile = || call::sendfile(dst.fd(), src.fd(), src.offset(), count);
-        match super::call_either(src, dst, sendfile) {
+        match super::attempt(src, Some(dst), sendfile) {
             Ok(Ok(n)) => {
                 if dst.kind() == Kind::Tcp {
                     self.sent(src, dst, count, n);
                 }
-                Ok(super::moved_or_ended(n))
+                NonZeroUsize::new(n).map_or_else(|| super::ended(src), |n| Ok(Step::Moved(n)))
             }
             Err(blocked) => blocked,
             // Beyond the largest offset that the filesystem knows, there is nothing to send.

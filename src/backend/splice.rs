@@ -104,9 +104,13 @@ impl Splice {
 
     /// One call between descriptors of which one is a pipe: nothing stays in between.
     fn direct(src: &Endpoint<'_>, dst: &Endpoint<'_>, limit: usize) -> Result<Step, Fault> {
+        if super::would_hold_lock(src, dst)? {
+            return Ok(Step::Blocked(Side::Source));
+        }
         let (from, to) = (src.offset(), dst.offset());
         let splice = || call::splice(src.fd(), from, dst.fd(), to, limit.min(super::FAIR));
-        match super::call_either(src, dst, splice) {
+        match super::attempt(src, Some(dst), splice) {
+            Ok(Ok(0)) => super::ended(src),
             Ok(Ok(n)) => Ok(super::moved_or_ended(n)),
             Err(blocked) => blocked,
             Ok(Err(e)) => super::unfit_or_fault(Call::Splice, super::side_of(src, dst, &e), e),
@@ -129,9 +133,10 @@ impl Splice {
         };
         let pipe = self.pipe.insert(pipe);
         let count = limit.min(pipe.capacity());
-        match call::splice(src.fd(), src.offset(), pipe.write_end(), None, count) {
-            Ok(0) => Ok(Some(Step::Ended)),
-            Ok(n) => {
+        let splice = || call::splice(src.fd(), src.offset(), pipe.write_end(), None, count);
+        match super::attempt(src, None, splice) {
+            Ok(Ok(0)) => super::ended(src).map(Some),
+            Ok(Ok(n)) => {
                 self.held = n;
                 // The pipe was too small: one packet in 16 would be a short one otherwise, where
                 // packets are as large as on loopback. Anything less than certainty would cork it.
@@ -141,8 +146,8 @@ impl Splice {
                     full && corks && socket::readable(src.fd()).is_ok_and(|bytes| bytes > 0);
                 Ok(None)
             }
-            Err(e) if errno::would_block(&e) => Ok(Some(Step::Blocked(Side::Source))),
-            Err(e) => super::unfit_or_fault(Call::Splice, Some(Side::Source), e).map(Some),
+            Ok(Err(e)) => super::unfit_or_fault(Call::Splice, Some(Side::Source), e).map(Some),
+            Err(outcome) => outcome.map(Some),
         }
     }
 

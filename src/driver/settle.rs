@@ -2,13 +2,12 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use nix::unistd::Whence;
 
 use super::Driver;
-use super::start::{instance, raises};
+use super::start::{instance, raises, refuse_own_pipe};
 use crate::backend::{Backend, Fault, Kind, ReadWrite, Side, Step, Unfit};
 use crate::error::{Error, ErrorKind, Result};
 use crate::probe::{self, Queue};
@@ -29,9 +28,13 @@ impl Driver {
     ) -> Result<Option<Status>> {
         let unfit = match stepped {
             Ok(Step::Moved(bytes)) => return Ok(Some(Status::Moved(bytes))),
-            Ok(Step::Blocked(side)) => return Ok(Some(Status::Blocked(side))),
+            Ok(Step::Blocked(side)) => return self.blocked(side, src, dst),
             Ok(Step::Ended) if self.has_ended(src) => {
                 return self.finish(End::SourceEnded, src, dst).map(Some);
+            }
+            // It may have grown since: once more, and what is said then holds.
+            Ok(Step::Ended) if self.false_end.replace(self.delivered) != Some(self.delivered) => {
+                return Ok(None);
             }
             Ok(Step::Ended) => Unfit::FalseEnd,
             Ok(Step::Unfit(unfit)) => match self.reason_to_fail(unfit, src, dst) {
@@ -47,15 +50,23 @@ impl Driver {
         Ok(None)
     }
 
-    /// Whether a backend's first 0 is the end. On procfs, FUSE and overlay, splice(2) and its kin
-    /// answer 0 for files that read(2) finds bytes in: so it is asked, once, for one byte.
-    fn has_ended(&self, src: BorrowedFd<'_>) -> bool {
+    /// Whether the source has ended where a backend found no more bytes. On procfs, and where a size
+    /// is stale or made up (FUSE, network filesystems), splice(2) and its kin answer 0 for files that
+    /// read(2) finds bytes in: so it is asked for one byte. Where the size is the filesystem's own, what
+    /// has moved bytes before has found the end.
+    fn has_ended(&mut self, src: BorrowedFd<'_>) -> bool {
+        self.src.facts.look_up_doubtful(src);
         let facts = &self.src.facts;
         let readable = matches!(
             facts.kind(),
             Kind::File | Kind::Generated | Kind::BlockDevice
         );
-        if self.proven || self.backend() == Backend::ReadWrite || !readable || facts.is_direct() {
+        let reads = match self.backend() {
+            Backend::ReadWrite => true,
+            Backend::Direct => self.proven,
+            _ => self.own || self.proven && facts.has_own_size(),
+        };
+        if reads || !readable || facts.is_direct() {
             return true;
         }
         let at = self.src.endpoint(src, self.delivered).position();
@@ -63,7 +74,7 @@ impl Driver {
     }
 
     /// Whether a backend that has not been tried yet serves the pair.
-    fn has_another(&self, src: BorrowedFd<'_>, dst: BorrowedFd<'_>) -> bool {
+    pub(super) fn has_another(&self, src: BorrowedFd<'_>, dst: BorrowedFd<'_>) -> bool {
         let from = self.src.endpoint(src, self.delivered);
         let to = self.dst.endpoint(dst, self.delivered);
         let serves = |backend| probe::verdict(backend, &self.wishes, &from, &to).is_ok();
@@ -97,12 +108,16 @@ impl Driver {
             return None;
         };
         let error = io::Error::from_raw_os_error(number);
-        let side = errno::is_destinations(&error).then_some(Side::Destination);
-        (self.proven && !self.has_another(src, dst)).then_some(Fault { side, error })
+        (self.proven && !self.has_another(src, dst)).then_some(Fault { side: None, error })
     }
 
     /// Goes on with the next backend, from where this one stopped.
-    fn give_way(&mut self, unfit: Unfit, src: BorrowedFd<'_>, dst: BorrowedFd<'_>) -> Result<()> {
+    pub(super) fn give_way(
+        &mut self,
+        unfit: Unfit,
+        src: BorrowedFd<'_>,
+        dst: BorrowedFd<'_>,
+    ) -> Result<()> {
         let current = self.backend();
         // One that appends since the transfer began takes the next way's bytes at its end, whatever
         // offset it is given: pwrite(2), BUGS.
@@ -112,6 +127,8 @@ impl Driver {
             let error = io::Error::new(io::ErrorKind::InvalidInput, text);
             return Err(self.fail(Fault::new(Side::Destination, error), src));
         }
+        refuse_own_pipe((src, &self.src.facts), (dst, &self.dst.facts))
+            .map_err(|error| error.after(self.delivered, Bytes::new()))?;
         let held = self.reclaim(src)?;
         let fail = |held| Err(Error::unfit(current, unfit).after(self.delivered, held));
         let from = self.src.endpoint(src, self.delivered);
@@ -171,6 +188,9 @@ impl Driver {
             Err(error) => return error,
         };
         let side = side.or_else(|| self.find_side(&error, src));
+        if side == Some(Side::Source) && self.src.facts.kind().is_socket() && socket::listens(src) {
+            return probe::refuse_listener().after(self.delivered, undelivered);
+        }
         let cut = error.kind() == io::ErrorKind::UnexpectedEof && side == Some(Side::Source);
         let kind = if cut {
             ErrorKind::SourceTruncated
@@ -183,66 +203,34 @@ impl Driver {
     }
 
     /// Whose failure it was, where a call with two descriptors did not tell. A file that cannot be
-    /// read where the next byte is has failed; one that can has not, and a pipe never does.
-    fn find_side(&self, error: &io::Error, src: BorrowedFd<'_>) -> Option<Side> {
-        if !errno::is_of_storage(error) && !errno::is_of_connection(error) {
-            return None;
+    /// read where the next byte is has failed, whatever the number; a pipe that is read never does, and
+    /// a stream that is written to never runs out of room.
+    fn find_side(&mut self, error: &io::Error, src: BorrowedFd<'_>) -> Option<Side> {
+        self.src.facts.look_up_doubtful(src);
+        let doubtful = !self.src.facts.has_own_size();
+        let (from, to) = (self.src.facts.kind(), self.dst.facts.kind());
+        let told = errno::is_destinations(error)
+            || errno::is_of_storage(error)
+            || errno::is_of_connection(error);
+        if from.is_cached() && !self.src.facts.is_direct() {
+            let at = self.src.endpoint(src, self.delivered).position();
+            let read = at.and_then(|at| call::pread(src, &mut [0], at));
+            return match read {
+                Err(_) => Some(Side::Source),
+                // It failed but once. Who made up its size may have made up that as well.
+                Ok(_) if doubtful && to.is_stream() && errno::is_of_a_file(error) => {
+                    Some(Side::Source)
+                }
+                Ok(_) => told.then_some(Side::Destination),
+            };
         }
-        match (self.src.facts.kind(), self.dst.facts.kind()) {
-            (kind, _) if kind.is_cached() && !self.src.facts.is_direct() => {
-                let at = self.src.endpoint(src, self.delivered).position();
-                let read = at.and_then(|at| call::pread(src, &mut [0], at));
-                Some(read.map_or(Side::Source, |_| Side::Destination))
+        match (from, to) {
+            (Kind::Pipe, _) if told => Some(Side::Destination),
+            (_, Kind::Pipe) if errno::is_of_storage(error) || errno::is_of_connection(error) => {
+                Some(Side::Source)
             }
-            (Kind::Pipe, _) => Some(Side::Destination),
-            (_, Kind::Pipe) => Some(Side::Source),
-            _ => None,
+            _ if self.own => None,
+            _ => errno::is_destinations(error).then_some(Side::Destination),
         }
     }
-
-    /// Waits until a side is ready, as long as it takes.
-    pub(crate) fn wait(
-        &mut self,
-        side: Side,
-        src: BorrowedFd<'_>,
-        dst: BorrowedFd<'_>,
-    ) -> Result<()> {
-        let before = call::made();
-        let (place, fd, writable, limit) = match side {
-            Side::Source => (&self.src, src, false, libc::SO_RCVTIMEO),
-            Side::Destination => (&self.dst, dst, true, libc::SO_SNDTIMEO),
-        };
-        let pause = self.resume_at();
-        // A blocking socket answers EAGAIN only when its own time limit has run out.
-        let socket_timed_out = pause.is_none()
-            && place.facts.kind().is_socket()
-            && !place.facts.is_nonblocking()
-            && socket::timeout(fd, limit).is_some();
-        let result = if socket_timed_out {
-            Err(timed_out(Some(side)))
-        } else if let Some(until) = pause {
-            std::thread::sleep(until.saturating_duration_since(Instant::now()));
-            Ok(())
-        } else {
-            // Past the deadline, the next advance says so.
-            let left = self
-                .deadline()
-                .map(|d| d.saturating_duration_since(Instant::now()));
-            call::poll(fd, writable, left)
-                .map(drop)
-                .map_err(|e| Fault::new(side, e))
-        };
-        self.syscalls += call::made() - before;
-        result.map_err(|fault| self.fail(fault, src))
-    }
-}
-
-/// The deadline has passed, or, of a side, a socket's own time limit has run out.
-pub(super) fn timed_out(side: Option<Side>) -> Fault {
-    let text = match side {
-        None => "the deadline has passed",
-        Some(_) => "the socket's own time limit has run out",
-    };
-    let error = io::Error::new(io::ErrorKind::TimedOut, text);
-    Fault { side, error }
 }

@@ -11,7 +11,7 @@ use crate::backend::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::holes::Holes;
-use crate::pace::Pace;
+use crate::pace::{Pace, Stalls};
 use crate::policy::Cache;
 use crate::prealloc::Prealloc;
 use crate::probe::{self, Queue, Wishes};
@@ -77,6 +77,9 @@ impl Driver {
                 first(&mut next, wishes, &src_end, &dst_end)?
             }
         };
+        if backend.backend() != Backend::Splice {
+            refuse_own_pipe((src, &from), (dst, &to))?;
+        }
         let same_file = same_file(&src_end, &dst_end, len)?;
         let (mut holes, mut prealloc) = (None, None);
         if same_file.is_none() && !is_own {
@@ -94,8 +97,10 @@ impl Driver {
             dst: Place::new(to, wishes.dst_offset),
             chunk: plan.chunk,
             backend,
-            // One's own is taken at its word for the end from the first.
             proven: is_own,
+            own: is_own,
+            false_end: None,
+            stalls: Stalls::default(),
             next,
             wishes: *wishes,
             refused: Vec::new(),
@@ -186,4 +191,20 @@ fn same_file(src: &Endpoint<'_>, dst: &Endpoint<'_>, len: u64) -> Result<Option<
         return Err(overlap());
     }
     Ok(Some(same))
+}
+
+/// Refuses a pipe onto itself: its own bytes would go round for ever. splice(2) refuses that as well, so
+/// it is looked into only where another call is made.
+pub(super) fn refuse_own_pipe(
+    (src, from): (BorrowedFd<'_>, &Facts),
+    (dst, to): (BorrowedFd<'_>, &Facts),
+) -> Result<()> {
+    if (from.kind(), to.kind()) == (Kind::Pipe, Kind::Pipe) && call::is_same_inode(src, dst) {
+        return Err(Error::input(
+            Side::Destination,
+            io::ErrorKind::InvalidInput,
+            "it is the source itself",
+        ));
+    }
+    Ok(())
 }

@@ -35,10 +35,15 @@ pub(super) enum Delivered {
 }
 
 impl<D: AsFd> Lane<D> {
-    pub(super) fn new(dst: D, src: &Facts) -> Result<Self> {
+    pub(super) fn new(dst: D, source: BorrowedFd<'_>, src: &Facts) -> Result<Self> {
         let facts = check(dst.as_fd(), Side::Destination)?;
         let kind = facts.kind();
-        if kind == Kind::File && facts.is_same_file(src) {
+        let is_source = match kind {
+            Kind::File => facts.is_same_file(src),
+            Kind::Pipe => src.kind() == kind && call::is_same_inode(source, dst.as_fd()),
+            _ => false,
+        };
+        if is_source {
             // What is written would be read again, for ever.
             let text = "it is the source itself";
             return Err(Error::input(

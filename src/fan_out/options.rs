@@ -6,6 +6,7 @@ use super::FanOut;
 use super::lane::{Lane, check};
 use crate::backend::{Kind, Side};
 use crate::error::Result;
+use crate::pace::Stalls;
 
 /// What a slow destination may be behind, by default.
 const BACKLOG: usize = 16 << 20;
@@ -69,7 +70,7 @@ impl FanOutOptions {
         let facts = check(src.as_fd(), Side::Source)?;
         let mut lanes = Vec::new();
         for dst in dsts {
-            lanes.push(Lane::new(dst, &facts)?);
+            lanes.push(Lane::new(dst, src.as_fd(), &facts)?);
         }
         let plain = !facts.kind().is_cached() && !facts.kind().is_stream()
             || facts.kind() == Kind::CharDevice
@@ -85,6 +86,7 @@ impl FanOutOptions {
             len,
             taken: 0,
             ended: false,
+            stalls: Stalls::default(),
         })
     }
 }

@@ -18,7 +18,7 @@ use crate::driver::Driver;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pace::Limits;
 use crate::report::{End, Status};
-use crate::sys::{PipePool, call};
+use crate::sys::{PipePool, call, socket};
 
 /// When something last moved in either direction.
 #[derive(Debug)]
@@ -274,6 +274,7 @@ impl Pump {
         self.syscalls += 1;
         let sides = [(fd, writable), (order.given.as_fd(), false)];
         let waited = call::poll_any(&sides, left).map(|_| order.heard());
+        self.driver.back_off();
         let waited = waited.map_err(|e| self.driver.fail(Fault::new(side, e), src));
         self.kept(waited)
     }
@@ -285,7 +286,7 @@ fn left(until: Instant) -> Duration {
 
 /// Refuses a socket that listens: it would never have anything to read, nor an end.
 pub(super) fn require_no_listener(side: Side, fd: BorrowedFd<'_>) -> Result<()> {
-    if call::socket_option(fd, libc::SO_ACCEPTCONN).unwrap_or(0) == 0 {
+    if !socket::listens(fd) {
         return Ok(());
     }
     let text = "it listens for connections, and a relay works between connected sockets";

@@ -1,23 +1,23 @@
-//! The system calls, each under its own name: those that move bytes, those that look, those on a
-//! file, and here what is common to all and those that wait.
+//! The system calls, each under its own name: those that move bytes, those that look, those that
+//! wait, those on a file, and here what is common to all.
 
 mod files;
 mod looking;
 mod moving;
+mod waiting;
 
 use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::Shutdown;
 
 pub(crate) use files::*;
 pub(crate) use looking::*;
 pub(crate) use moving::*;
+pub(crate) use waiting::*;
 
 thread_local! {
     static MADE: Cell<u64> = const { Cell::new(0) };
@@ -69,64 +69,9 @@ pub(super) fn size(result: libc::ssize_t) -> nix::Result<usize> {
     Errno::result(result).map(libc::ssize_t::unsigned_abs)
 }
 
-// --- waiting, and ending -----------------------------------------------------------------------
-
-/// poll(2) on one descriptor for reading or writing, for at most `limit`. `Ok(false)`: the time ran
-/// out. An error or hang-up condition counts as ready: the next call on the descriptor tells which.
-pub(crate) fn poll(
-    fd: BorrowedFd<'_>,
-    writable: bool,
-    limit: Option<Duration>,
-) -> io::Result<bool> {
-    poll_until(&mut [PollFd::new(fd, events(writable))], limit)
-}
-
-/// poll(2) on several descriptors, each for writing (`true`) or reading, until one is ready or the
-/// time runs out (`Ok(false)`).
-pub(crate) fn poll_any(
-    sides: &[(BorrowedFd<'_>, bool)],
-    limit: Option<Duration>,
-) -> io::Result<bool> {
-    let fds = sides
-        .iter()
-        .map(|(fd, writable)| PollFd::new(*fd, events(*writable)));
-    poll_until(&mut fds.collect::<Vec<_>>(), limit)
-}
-
-fn events(writable: bool) -> PollFlags {
-    if writable {
-        PollFlags::POLLOUT
-    } else {
-        PollFlags::POLLIN
-    }
-}
-
-fn poll_until(fds: &mut [PollFd<'_>], limit: Option<Duration>) -> io::Result<bool> {
-    let until = limit.map(|limit| Instant::now() + limit);
-    retry(|| {
-        let timeout = until.map_or(PollTimeout::NONE, |until| {
-            // Rounded up, so that the time is over when the answer is "not ready".
-            let left = until.saturating_duration_since(Instant::now());
-            let left = left.as_nanos().div_ceil(1_000_000);
-            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
-        });
-        // For want of memory, POSIX allows EAGAIN: "try again", and not "not ready".
-        nix::poll::poll(fds, timeout).map_err(|errno| match errno {
-            Errno::EAGAIN => Errno::EINTR,
-            other => other,
-        })
-    })
-    .map(|ready| ready > 0)
-}
-
 /// A descriptor that becomes readable once it is written to: for whoever waits in poll(2).
 pub(crate) fn eventfd() -> io::Result<EventFd> {
     retry(|| EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK))
-}
-
-/// Whether the descriptor is ready right now.
-pub(crate) fn is_ready(fd: BorrowedFd<'_>, writable: bool) -> io::Result<bool> {
-    poll(fd, writable, Some(Duration::ZERO))
 }
 
 /// shutdown(2) of a stream socket. One that is no longer connected needs none.

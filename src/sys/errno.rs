@@ -96,6 +96,23 @@ pub(crate) fn is_of_storage(error: &io::Error) -> bool {
     )
 }
 
+/// Whether only a file gives this error, or what lies behind it: no pipe and no socket does.
+pub(crate) fn is_of_a_file(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc::ENOSPC
+                | libc::EDQUOT
+                | libc::EFBIG
+                | libc::EROFS
+                | libc::ENOENT
+                | libc::ESTALE
+                | libc::EUCLEAN
+                | libc::EISDIR
+        )
+    )
+}
+
 /// Whether a connection gave this error: of a socket and a pipe or a file, it speaks of the socket.
 pub(crate) fn is_of_connection(error: &io::Error) -> bool {
     matches!(

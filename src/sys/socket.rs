@@ -6,8 +6,10 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::sys::socket::MsgFlags;
 
-use super::call::{get_socket_option, retry};
+use super::call::{get_socket_option, retry, socket_option};
+use super::errno;
 
 /// The time limit (`SO_RCVTIMEO` or `SO_SNDTIMEO`), if one is set.
 pub(crate) fn timeout(fd: BorrowedFd<'_>, name: libc::c_int) -> Option<Duration> {
@@ -47,6 +49,21 @@ pub(super) fn set(
         let result = unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, value, len) };
         Errno::result(result).map(drop)
     })
+}
+
+/// What recv(2) finds, of which nothing is taken (`MSG_PEEK`): at most one byte, none at the end,
+/// `None` where it would wait. It goes past the mark of urgent data.
+pub(crate) fn peek(fd: BorrowedFd<'_>) -> io::Result<Option<usize>> {
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    match retry(|| nix::sys::socket::recv(fd.as_raw_fd(), &mut [0], flags)) {
+        Err(e) if errno::would_block(&e) => Ok(None),
+        other => other.map(Some),
+    }
+}
+
+/// Whether it listens for connections: it never has bytes, nor an end.
+pub(crate) fn listens(fd: BorrowedFd<'_>) -> bool {
+    socket_option(fd, libc::SO_ACCEPTCONN).is_ok_and(|listens| listens != 0)
 }
 
 /// Bytes that can be read at once (FIONREAD).

@@ -97,6 +97,12 @@ pub(crate) fn is_one_description(a: BorrowedFd<'_>, b: BorrowedFd<'_>) -> bool {
     a.as_raw_fd() == b.as_raw_fd() || same.is_ok_and(|order| order == 0)
 }
 
+/// Whether both lead to one inode: two ends of one pipe. Where that cannot be asked, they do not.
+pub(crate) fn is_same_inode(a: BorrowedFd<'_>, b: BorrowedFd<'_>) -> bool {
+    let name = |fd| stat(fd).map(|stat| (stat.device, stat.inode)).ok();
+    name(a).is_some_and(|a| Some(a) == name(b))
+}
+
 /// The filesystem's magic number and block size.
 pub(crate) fn fstatfs(fd: BorrowedFd<'_>) -> io::Result<(i64, u64)> {
     let fs = retry(|| nix::sys::statfs::fstatfs(fd))?;
