@@ -377,7 +377,7 @@ pub(crate) fn check(side: Side, facts: &Facts, offset: Option<u64>) -> Result<()
 /// A socket that listens has no bytes to give and no end.
 pub(crate) fn refuse_listener() -> Error {
     let text = "it listens for connections, and has no bytes of its own";
-    Error::input(Side::Source, io::ErrorKind::InvalidInput, text)
+    Error::input(Side::Source, io::ErrorKind::NotConnected, text)
 }
 
 impl Wishes {

@@ -83,7 +83,7 @@ impl Driver {
 
     /// Whether a fault says only that the backend does not fit. What it has in flight is not lost:
     /// [`give_way`](Self::give_way) takes it along.
-    fn reason_to_give_way(
+    pub(super) fn reason_to_give_way(
         &self,
         fault: &Fault,
         src: BorrowedFd<'_>,

@@ -23,7 +23,15 @@ impl Driver {
         /// ready.
         const TRIES: (u32, u32) = (3, 100);
         if side == Side::Source && self.waits_for_pipe() {
-            return self.wait_for_pipe(src).map(|()| None);
+            let Err(fault) = self.wait_for_pipe(src) else {
+                return Ok(None);
+            };
+            // A profile may keep poll(2) to itself.
+            let Some(unfit) = self.reason_to_give_way(&fault, src, dst) else {
+                return Err(self.fail(fault, src));
+            };
+            self.give_way(unfit, src, dst)?;
+            return Ok(None);
         }
         self.src.facts.look_up_doubtful(src);
         let at = self
@@ -69,20 +77,19 @@ impl Driver {
     }
 
     /// Waits until a blocking source has something, as its own call would, until the deadline at most.
-    fn wait_for_pipe(&mut self, src: BorrowedFd<'_>) -> Result<()> {
+    fn wait_for_pipe(&self, src: BorrowedFd<'_>) -> std::result::Result<(), Fault> {
         let own = socket::timeout(src, libc::SO_RCVTIMEO);
         let left = self
             .deadline()
             .map(|d| d.saturating_duration_since(Instant::now()));
-        let fault = match call::poll(src, false, own.into_iter().chain(left).min()) {
+        match call::poll(src, false, own.into_iter().chain(left).min()) {
             Ok(false) if left.is_some_and(|left| own.is_none_or(|own| left < own)) => {
-                timed_out(None)
+                Err(timed_out(None))
             }
-            Ok(false) if own.is_some() => timed_out(Some(Side::Source)),
-            Ok(_) => return Ok(()),
-            Err(e) => Fault::new(Side::Source, e),
-        };
-        Err(self.fail(fault, src))
+            Ok(false) if own.is_some() => Err(timed_out(Some(Side::Source))),
+            Ok(_) => Ok(()),
+            Err(e) => Err(Fault::new(Side::Source, e)),
+        }
     }
 
     /// Pauses where poll(2) has called a side ready that often and it never was. `false` where that has

@@ -19,6 +19,7 @@ use crate::sources::Sources;
 fn calls() -> Vec<Call> {
     let mut calls: Vec<Call> = [
         libc::SYS_read,
+        libc::SYS_recvfrom,
         libc::SYS_pread64,
         libc::SYS_preadv2,
         libc::SYS_write,
