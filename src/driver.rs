@@ -223,9 +223,7 @@ impl Driver {
                 Ok(Next::Made(skipped)) => return self.moved(skipped, src, dst),
                 Err(fault) => return Err(self.fail(fault, src)),
             };
-            if let Err(error) = self.allocate(src, dst) {
-                return Err(self.fail(Fault::new(Side::Destination, error), src));
-            }
+            self.allocate(src, dst);
             // What is usual comes by itself: after a system call, the processor has forgotten what
             // it knew of branches and returns, and each costs.
             match self.step(limit, held, src, dst) {
@@ -242,8 +240,7 @@ impl Driver {
         }
     }
 
-    /// Leaves nothing behind: what is in flight goes back where it can, and blocks that were
-    /// allocated and not used are given back.
+    /// Leaves nothing behind: what is in flight goes back where it can.
     pub(crate) fn close(&mut self, src: BorrowedFd<'_>, dst: BorrowedFd<'_>) {
         // Nobody is left to tell; from a stream, the bytes go with the transfer.
         let _ = self.reclaim(src);

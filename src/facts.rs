@@ -293,12 +293,6 @@ impl Facts {
         self.allocated < self.size
     }
 
-    /// Bytes of blocks beyond those that the size needs.
-    pub(crate) fn blocks_beyond_end(&self) -> u64 {
-        let needed = self.size.next_multiple_of(self.block_size());
-        self.allocated.saturating_sub(needed)
-    }
-
     /// Whether `SEEK_DATA` is known to tell the truth about freshly written files here, and a
     /// hole can be made by extending or punching.
     pub(crate) fn has_true_holes(&self) -> bool {

@@ -16,6 +16,8 @@ mod cell;
 #[path = "root/child.rs"]
 mod child;
 mod common;
+#[path = "root/crash.rs"]
+mod crash;
 #[path = "root/direct.rs"]
 mod direct;
 #[path = "root/disk.rs"]
@@ -105,6 +107,12 @@ fn a_source_made_read_only_midway() {
         60,
         broken::read_only_source,
     );
+}
+
+#[test]
+#[ignore = "root: mounts filesystems"]
+fn a_file_replaced_before_a_crash() {
+    alone("a_file_replaced_before_a_crash", 60, crash::crash);
 }
 
 #[test]

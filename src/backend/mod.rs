@@ -10,6 +10,7 @@ mod mmap;
 mod outcome;
 mod read_write;
 mod reflink;
+mod reserve;
 mod sendfile;
 mod splice;
 
@@ -35,6 +36,7 @@ use outcome::{
 };
 pub use read_write::ReadWrite;
 pub use reflink::Reflink;
+pub(crate) use reserve::Reservation;
 pub use sendfile::Sendfile;
 pub use splice::Splice;
 

@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 
-use super::{Backend, Endpoint, Fault, Kind, Side, Step, Unfit, ZeroCopyTransfer};
+use super::{Backend, Endpoint, Fault, Kind, Reservation, Side, Step, Unfit, ZeroCopyTransfer};
 use crate::sys::errno::{self, Call};
 use crate::sys::{PipePool, PrivatePipe, call, socket};
 
@@ -32,6 +32,10 @@ const CAPACITY: usize = 1 << 20;
 
 /// A pipe below this loses to read/write with its buffer of 256 KiB.
 const WORTHWHILE: usize = 256 << 10;
+
+/// From here on, a piece of a stream is worth reserving its blocks. (CPU, of what it costs without:
+/// 64 KiB 1.1, 128 KiB 1.04, 256 KiB 0.94, 512 KiB 0.85.)
+const RESERVED: usize = 512 << 10;
 
 /// splice(2).
 #[derive(Debug, Default)]
@@ -46,6 +50,7 @@ pub struct Splice {
     foresees: bool,
     /// More follows at once what the pipe holds: the source has it already.
     more: bool,
+    reservation: Reservation,
 }
 
 impl Splice {
@@ -144,10 +149,23 @@ impl Splice {
                 let corks = self.foresees && dst.kind() == Kind::Tcp;
                 self.more =
                     full && corks && socket::readable(src.fd()).is_ok_and(|bytes| bytes > 0);
+                self.reserve(src, dst);
                 Ok(None)
             }
             Ok(Err(e)) => super::unfit_or_fault(Call::Splice, Some(Side::Source), e).map(Some),
             Err(outcome) => outcome.map(Some),
+        }
+    }
+
+    /// Has blocks ready for a stream's bytes that are in the pipe.
+    fn reserve(&mut self, src: &Endpoint<'_>, dst: &Endpoint<'_>) {
+        let fits = self.held >= RESERVED && dst.facts().allocates_ahead();
+        // For a file that tells how much it holds, that is done from outside, in larger pieces.
+        if fits && !src.facts().has_own_size() {
+            if let Ok(at) = dst.position() {
+                self.reservation
+                    .extend(dst, at, at.saturating_add(self.held as u64));
+            }
         }
     }
 

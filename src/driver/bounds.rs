@@ -104,32 +104,29 @@ impl Driver {
         })
     }
 
-    /// Has blocks ready for what comes next. An error says that there is no room for it.
-    pub(super) fn allocate(&mut self, src: BorrowedFd<'_>, dst: BorrowedFd<'_>) -> io::Result<()> {
+    /// Has blocks ready for what comes next.
+    pub(super) fn allocate(&mut self, src: BorrowedFd<'_>, dst: BorrowedFd<'_>) {
         if self.prealloc.is_none() || self.in_flight() > 0 || !Prealloc::suits(self.backend()) {
-            return Ok(());
+            return;
         }
+        let len = self.remaining();
         let Some(prealloc) = &mut self.prealloc else {
-            return Ok(());
-        };
-        let len = match self.len {
-            u64::MAX => u64::MAX,
-            len => len.saturating_sub(self.delivered),
+            return;
         };
         let data = self.holes.as_ref().map_or(u64::MAX, |holes| holes.data());
         let from = self.src.endpoint(src, self.delivered);
         let to = self.dst.endpoint(dst, self.delivered);
-        prealloc.allocate(&from, &to, len.min(data))
+        prealloc.allocate(&from, &to, len.min(data));
     }
 
-    /// Leaves no blocks behind that are not used.
+    /// Ends what was begun in the destination's file beside the bytes.
     pub(super) fn tidy(&mut self, dst: BorrowedFd<'_>) {
         let to = self.dst.endpoint(dst, self.delivered);
         if let Some(holes) = &mut self.holes {
             holes.unpad(&to);
         }
         if let Some(prealloc) = &mut self.prealloc {
-            prealloc.give_back(&to);
+            prealloc.finish(&to);
         }
     }
 }

@@ -357,6 +357,25 @@ impl Disk {
         fs::write(format!("/sys/fs/ext4/{device}/trigger_fs_error"), "1")
     }
 
+    /// Has the journal committed every so many seconds.
+    pub(crate) fn commit_every(&self, seconds: u32) -> Result<(), String> {
+        let dir = self.dir.to_str().expect("a plain path");
+        let options = format!("remount,commit={seconds}");
+        run("mount", &["-o", &options, dir])
+    }
+
+    /// Mounted anew, as after a crash: from what the device has, the journal replayed. The device is
+    /// another one, since the old one goes with its last user.
+    pub(crate) fn mount_again(&self) -> Result<(), String> {
+        let dir = self.dir.to_str().expect("a plain path");
+        run("umount", &[dir])?;
+        let device = make::loop_device(&self.image().0).map_err(|e| e.to_string())?;
+        let link = format!("/proc/thread-self/fd/{}", device.as_raw_fd());
+        let path = fs::read_link(link).map_err(|e| e.to_string())?;
+        let path = path.to_str().expect("a plain path");
+        run("mount", &["-t", self.fs.name(), path, dir])
+    }
+
     /// Goes out of sight; what it took goes with its last user.
     pub(crate) fn unmount(&self) {
         let dir = self.dir.to_str().expect("a plain path");

@@ -57,11 +57,6 @@ pub(crate) fn extend(fd: BorrowedFd<'_>, end: u64) -> io::Result<()> {
     retry(|| fcntl::fallocate(fd, FallocateFlags::empty(), at, 1))
 }
 
-pub(crate) fn ftruncate(fd: BorrowedFd<'_>, len: u64) -> io::Result<()> {
-    let len = loff(len)?;
-    retry(|| unistd::ftruncate(fd, len))
-}
-
 /// Starts writing a range back; with `wait`, returns when it has been written. An error is one of
 /// writing: a file that cannot be written back by ranges has not failed.
 pub(crate) fn write_back(fd: BorrowedFd<'_>, offset: u64, len: u64, wait: bool) -> io::Result<()> {
