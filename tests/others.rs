@@ -139,7 +139,7 @@ fn a_stop_leaves_few_blocks_behind() {
     for at in 0..64 {
         src.write_all_at(&[7; MIB as usize], at * MIB).unwrap();
     }
-    for (offset, most) in [(None, 2 * MIB), (Some(0), 10 * MIB)] {
+    for offset in [None, Some(0)] {
         let dst = make::disk_file();
         dst.write_all_at(&[1; MIB as usize], 0).unwrap();
         dst.sync_all().unwrap();
@@ -152,7 +152,11 @@ fn a_stop_leaves_few_blocks_behind() {
             .transfer_with(&src, &dst, u64::MAX, |_| ControlFlow::Break(()))
             .unwrap();
         let owned = dst.metadata().unwrap().blocks() * 512;
-        assert!(owned <= most, "offset {offset:?}: {owned} bytes of blocks");
+        // A window of 4 MiB is reserved, on the way to which blocks are that were there.
+        assert!(
+            owned <= 5 * MIB,
+            "offset {offset:?}: {owned} bytes of blocks"
+        );
     }
 }
 

@@ -93,7 +93,7 @@ impl Mmap {
         // A page behind the true end reads as zeros. Where the size may be made up, read(2) knows.
         let last = at + len as u64 - 1;
         let known = src.facts().has_own_size();
-        if !known && !matches!(call::pread(src.fd(), &mut [0], last), Ok(1)) {
+        if !known && matches!(call::pread(src.fd(), &mut [0], last), Ok(0)) {
             return Ok(Some(Step::Unfit(Unfit::FalseEnd)));
         }
         match Mapping::new(src.fd(), at, len) {

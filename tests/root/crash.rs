@@ -4,7 +4,6 @@
 //! ext4 starts to write a file back when it replaces another by rename(2), or is closed after it was
 //! truncated, if some of its blocks are still to be allocated (`auto_da_alloc`). So the new content is
 //! there after a crash. A file whose blocks were all reserved has none such, and would be empty.
-// FALLOC_FL_KEEP_SIZE and sync_file_range(2) have safe wrappers; nothing here has not.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
@@ -19,7 +18,7 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use zcio::{Backend, Cache, TransferOptions};
 
 use super::disk::{Disk, Fs};
-use crate::common::{Data, Pulse, skipped};
+use crate::common::{Data, Pulse, make, skipped};
 
 /// Several times a window and a pipe, and no multiple of a block.
 const LEN: usize = 9_000_123;
@@ -128,8 +127,8 @@ fn write(by: By, src: &Path, content: &[u8], dst: &File) -> usize {
             transfer.delivered() as usize
         }
         By::Pipe(len) => {
-            let (reader, writer) = std::io::pipe().expect("a pipe");
-            stream(reader.into(), len, feed(writer, content))
+            let (reader, writer) = make::pipe();
+            stream(reader, len, feed(File::from(writer), content))
         }
         By::Tcp(len) => {
             let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
