@@ -35,6 +35,8 @@ pub struct ReadWrite {
     dontcache: bool,
     /// A side refused it.
     dontcache_refused: bool,
+    /// How SIGPIPE is kept away where the kernel cannot write to a pipe without it.
+    shield: Option<Shield>,
 }
 
 impl ReadWrite {
@@ -100,6 +102,17 @@ impl ReadWrite {
                 }
                 other => other,
             },
+            None if dst.kind() == Kind::Pipe => {
+                if self.shield.is_none() {
+                    match call::write_nosignal(dst.fd(), from) {
+                        // Before Linux 6.18.
+                        Err(e) if is_refusal(&e) => {}
+                        other => return other,
+                    }
+                }
+                let shield = *self.shield.get_or_insert_with(|| Shield::new(true));
+                shield.run(|| call::write(dst.fd(), from))
+            }
             None => call::write(dst.fd(), from),
         }
     }
@@ -109,7 +122,7 @@ impl ReadWrite {
 fn is_refusal(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
-        Some(libc::EOPNOTSUPP | libc::EINVAL | libc::ENOSYS | libc::EPERM)
+        Some(libc::EOPNOTSUPP | libc::EINVAL | libc::ENOSYS | libc::EPERM | libc::EACCES)
     )
 }
 

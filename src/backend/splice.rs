@@ -139,7 +139,12 @@ impl Splice {
         let pipe = self.pipe.insert(pipe);
         let count = limit.min(pipe.capacity());
         let splice = || call::splice(src.fd(), src.offset(), pipe.write_end(), None, count);
-        match super::attempt(src, None, splice) {
+        let filled = super::attempt(src, None, splice);
+        if std::mem::take(&mut self.more) && !matches!(filled, Ok(Ok(1..))) {
+            // It was there, and cannot be had this way: what was sent before does not wait for it.
+            socket::push(dst.fd());
+        }
+        match filled {
             Ok(Ok(0)) => super::ended(src).map(Some),
             Ok(Ok(n)) => {
                 self.held = n;

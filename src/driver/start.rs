@@ -87,7 +87,8 @@ impl Driver {
             prealloc = Prealloc::new(&src_end, &dst_end);
         }
         // One's own may call itself what it likes.
-        let raises = is_own && to.kind().is_socket() || raises(backend.backend(), to.kind());
+        let endangered = to.kind() == Kind::Pipe || to.kind().is_socket();
+        let raises = is_own && endangered || raises(backend.backend(), to.kind());
         // Whoever made it non-blocking has other things to do.
         let fair = to.is_nonblocking() && to.kind().is_stream();
         Ok(Self {
@@ -141,10 +142,9 @@ fn first(
     Ok(instance(first, wishes, or_plain))
 }
 
-/// Whether a backend can raise SIGPIPE on a destination of this kind. Read/write sends to a socket
-/// without it.
+/// Whether a backend can raise SIGPIPE on a destination of this kind. Read/write sees to that itself.
 pub(super) fn raises(backend: Backend, dst: Kind) -> bool {
-    dst == Kind::Pipe || dst.is_socket() && backend != Backend::ReadWrite
+    (dst == Kind::Pipe || dst.is_socket()) && backend != Backend::ReadWrite
 }
 
 /// A backend as the options want it. `or_plain`: read/write is there to give way to.

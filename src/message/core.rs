@@ -49,6 +49,8 @@ pub(crate) struct Core<'a> {
     shield: Shield,
     /// The next part that goes by a driver, counted over all that there were.
     file: Option<(usize, Driver)>,
+    /// What was sent last may be held back, since more was to follow at once.
+    held_back: bool,
     /// Whether small files are read only as far as they are in the page cache.
     at_hand: bool,
     /// What is known of the last file. Its number means the same file while no part goes.
@@ -76,6 +78,7 @@ impl<'a> Core<'a> {
             facts,
             shield,
             file: None,
+            held_back: false,
             at_hand: false,
             known: None,
             zerocopy: None,
@@ -153,6 +156,10 @@ impl<'a> Core<'a> {
     pub(crate) fn advance(&mut self, dst: BorrowedFd<'_>) -> Result<Status> {
         let before = call::made();
         let result = self.step(dst);
+        if matches!(result, Err(_) | Ok(Status::Blocked(Side::Source))) {
+            // More does not follow at once.
+            self.let_go_on(dst);
+        }
         self.syscalls += call::made() - before;
         result.map_err(|error| {
             let held = error.undelivered().clone();
@@ -177,6 +184,9 @@ impl<'a> Core<'a> {
             if !run.is_empty() {
                 let result = self.send(&run, dst);
                 run.keep_buffer();
+                if result.as_ref().is_ok_and(|bytes| *bytes > 0) {
+                    self.held_back = run.more && self.facts.kind() == Kind::Tcp;
+                }
                 return match result {
                     Ok(0) => Err(of_destination(io::ErrorKind::WriteZero.into())),
                     Ok(bytes) => Ok(self.moved(bytes, Backend::ReadWrite)),
@@ -193,10 +203,18 @@ impl<'a> Core<'a> {
         match driver.advance(file.as_fd(), dst)? {
             Status::Moved(bytes) => {
                 let backend = driver.backend();
+                self.held_back = false;
                 Ok(self.moved(bytes.get(), backend))
             }
             Status::Finished(_) => Err(truncated().by(driver.backend())),
             blocked @ Status::Blocked(_) => Ok(blocked),
+        }
+    }
+
+    /// Has TCP send what it holds back: what comes next has to be waited for, or does not come.
+    pub(crate) fn let_go_on(&mut self, dst: BorrowedFd<'_>) {
+        if std::mem::take(&mut self.held_back) {
+            socket::push(dst);
         }
     }
 
@@ -345,6 +363,7 @@ impl<'a> Core<'a> {
 
     /// Leaves nothing behind but what the kernel still sends from.
     pub(super) fn close(&mut self, dst: BorrowedFd<'_>) {
+        self.let_go_on(dst);
         if let Some(zerocopy) = &mut self.zerocopy {
             zerocopy.close(dst);
         }

@@ -109,6 +109,8 @@ impl<'a, D: AsFd> Sending<'a, D> {
     /// So it is where the kernel says that it has copied all the same (it always does on loopback),
     /// where it may not pin more pages (ENOBUFS), and where it refuses such a send.
     ///
+    /// Called once more, it changes nothing.
+    ///
     /// Once everything is delivered, [`advance`](Self::advance) says `Blocked` until the kernel is
     /// done with all pages, which is when the peer's kernel has acknowledged them. That is no
     /// matter of room: wait for an error condition (`POLLERR`, which poll(2) reports unasked).
@@ -121,6 +123,9 @@ impl<'a, D: AsFd> Sending<'a, D> {
     /// # Errors
     /// Those of setsockopt(2): `EOPNOTSUPP` where the socket cannot do it.
     pub fn zerocopy(&mut self) -> io::Result<()> {
+        if self.core.zerocopy.is_some() {
+            return Ok(());
+        }
         self.core.zerocopy = Some(ZeroCopy::new(self.dst.as_fd())?);
         Ok(())
     }

@@ -13,13 +13,16 @@ use bytes::Bytes;
 
 use crate::sys::zerocopy;
 
-/// What the kernel still sends from, by socket.
+/// What the kernel still sends from, by socket; there is an entry where anybody uses `MSG_ZEROCOPY`, or
+/// has left sends behind.
 static LENT: Mutex<BTreeMap<u64, Lent>> = Mutex::new(BTreeMap::new());
 
 #[derive(Debug, Default)]
 struct Lent {
     sends: u64,
     buffers: Vec<Bytes>,
+    /// Those who use it now, or left sends behind: who is the last forbids it again.
+    users: u64,
 }
 
 fn lent() -> MutexGuard<'static, BTreeMap<u64, Lent>> {
@@ -41,7 +44,11 @@ impl ZeroCopy {
     pub(super) fn new(fd: BorrowedFd<'_>) -> io::Result<Self> {
         let allowed = zerocopy::is_allowed(fd);
         let socket = zerocopy::allow(fd)?;
-        let on = !allowed || lent().contains_key(&socket);
+        let mut lent = lent();
+        let on = !allowed || lent.contains_key(&socket);
+        if on {
+            lent.entry(socket).or_default().users += 1;
+        }
         Ok(Self {
             socket,
             on,
@@ -54,7 +61,16 @@ impl ZeroCopy {
     pub(super) fn close(&mut self, fd: BorrowedFd<'_>) {
         // Nobody is left to tell.
         let _ = self.reap(fd);
-        if self.ours && self.outstanding() == 0 {
+        if !std::mem::take(&mut self.ours) {
+            return;
+        }
+        let mut all = lent();
+        let Some(lent) = all.get_mut(&self.socket) else {
+            return;
+        };
+        lent.users -= 1;
+        if lent.users == 0 && lent.sends == 0 {
+            all.remove(&self.socket);
             let _ = zerocopy::forbid(fd);
         }
     }
@@ -81,7 +97,7 @@ impl ZeroCopy {
         if let Some(lent) = all.get_mut(&self.socket) {
             lent.sends = lent.sends.saturating_sub(sends);
             if lent.sends == 0 {
-                let done = all.remove(&self.socket);
+                let done = std::mem::take(&mut lent.buffers);
                 // Freeing a buffer may run the caller's own code: not under the lock.
                 drop(all);
                 drop(done);

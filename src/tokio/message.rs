@@ -37,8 +37,11 @@ where
     // seen to for a small one.
     let (mut warm, mut fetched, mut passed) = ((usize::MAX, 0), false, 0);
     loop {
-        if let Some((part, file, next, false)) = core.next_file() {
-            if warm.0 != part || warm.1 < next.end {
+        let is_warm = |part, end| warm.0 == part && warm.1 >= end;
+        if matches!(core.next_file(), Some((part, _, next, false)) if !is_warm(part, next.end)) {
+            // It may have to be waited for.
+            core.let_go_on(dst.fd());
+            if let Some((part, file, next, _)) = core.next_file() {
                 let end = fetch_cold(file, next.start, next.end - next.start).await;
                 warm = (part, end.map_err(|e| core.fail(Side::Source, e))?);
             }

@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
-use zcio::{Backend, ErrorKind, Status};
+use zcio::{Backend, ErrorKind, Message, Status};
 
 use crate::arrival::{in_time, in_time_by};
 use crate::common::{make, within};
@@ -103,4 +103,62 @@ fn every_backend_towards_tcp_is_among_them() {
         let between_files = matches!(backend, Backend::Reflink | Backend::CopyFileRange);
         assert_eq!(forced.contains(&backend), !between_files, "{backend}");
     }
+}
+
+/// The head of a message is sent with "more follows". Where that does not follow (the file is shorter
+/// than its range; the sending is dropped, or put aside), it does not wait for it either.
+#[test]
+fn the_head_of_a_message_that_is_broken_off_is_not_held_back() {
+    within(20, |_| {
+        let file = make::memfd();
+        // Small ones go along with the head, large ones come by a driver.
+        for len in [100_u64, 40_000, 3 << 20] {
+            for drops in [false, true] {
+                let took = in_time_by(|| head_alone(&file, len, drops));
+                took.unwrap_or_else(|late| panic!("{len} bytes, dropped: {drops}: {late}"));
+            }
+        }
+    });
+}
+
+/// How long after a message is broken off behind its head that arrives, the file holding less than the
+/// message has of it.
+fn head_alone(file: &std::fs::File, len: u64, drops: bool) -> Duration {
+    const HEAD: &[u8] = &[b'h'; 300];
+    let (near, far) = make::tcp();
+    nix::sys::socket::setsockopt(
+        &far,
+        nix::sys::socket::sockopt::ReceiveTimeout,
+        &nix::sys::time::TimeVal::new(10, 0),
+    )
+    .expect("SO_RCVTIMEO");
+    // A small file that is short is found out before its head goes; a second part comes after it.
+    let message = Message::new().bytes(HEAD).file(file, 0..0);
+    let message = message.bytes(HEAD).file(file, 0..len);
+    nix::unistd::ftruncate(file, if drops { len as i64 } else { 0 }).expect("ftruncate(2)");
+    let mut sending = message.start(&near).expect("two ends");
+    let start = Instant::now();
+    let mut sent = 0;
+    loop {
+        match sending.advance() {
+            Ok(_) if drops => break,
+            Ok(Status::Moved(_)) => {}
+            Ok(status) => panic!("{status:?}"),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::SourceTruncated, "{error}");
+                break;
+            }
+        }
+    }
+    sent += sending.delivered();
+    drop(sending);
+    let mut got = vec![0; usize::try_from(sent).expect("few")];
+    let mut at = 0;
+    while at < got.len() {
+        match nix::unistd::read(&far, &mut got[at..]) {
+            Ok(n @ 1..) => at += n,
+            other => panic!("the receiver at {at} of {sent}: {other:?}"),
+        }
+    }
+    start.elapsed()
 }

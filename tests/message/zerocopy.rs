@@ -93,6 +93,49 @@ fn around_the_end(header: &mut libc::msghdr) {
     words[3] = words[3].wrapping_sub(2);
 }
 
+/// `SO_ZEROCOPY`.
+fn is_allowed(socket: &OwnedFd) -> bool {
+    let (mut allowed, mut len) = (0_i32, 4_u32);
+    // SAFETY: the value has room for what the length says.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ZEROCOPY,
+            (&raw mut allowed).cast(),
+            &raw mut len,
+        )
+    };
+    assert_eq!(result, 0);
+    allowed != 0
+}
+
+/// Asked for twice, it stays on, and the socket's option is put back as it was; also where two sendings
+/// use it, and the one that has allowed it ends first.
+#[test]
+fn asked_for_twice_it_stays_as_it_is() {
+    within(20, |_| {
+        let lane = Lane::new(Kind::Tcp);
+        let allowed = || is_allowed(&lane.dst);
+        let (bytes, _) = tracked(100_000);
+        let message = Message::new().bytes(bytes);
+        let mut first = start(&lane, &message);
+        first.zerocopy().expect("again");
+        assert!(first.is_zerocopy() && allowed());
+        drop(first);
+        assert!(!allowed(), "as it was before");
+        let first = start(&lane, &message);
+        let second = start(&lane, &message);
+        drop(first);
+        assert!(
+            second.is_zerocopy() && allowed(),
+            "the other one still uses it"
+        );
+        drop(second);
+        assert!(!allowed(), "as it was before");
+    });
+}
+
 #[test]
 fn it_turns_itself_off_where_the_kernel_copies() {
     let (large, freed) = tracked(8 << 20);

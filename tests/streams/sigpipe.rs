@@ -5,6 +5,7 @@
 
 use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask, raise};
 use zcio::{Side, Status};
@@ -96,6 +97,60 @@ fn a_signal_that_was_pending_stays_pending() {
         assert!(is_pending(), "the caller's own stays");
         assert_eq!(mask(), before, "the mask is as before");
         assert_eq!(sigpipe.wait().expect("sigwait(3)"), Signal::SIGPIPE);
+    });
+}
+
+/// Counts what arrives.
+static ARRIVED: AtomicU32 = AtomicU32::new(0);
+
+extern "C" fn count(_: libc::c_int) {
+    ARRIVED.fetch_add(1, Ordering::SeqCst);
+}
+
+/// A SIGPIPE that somebody else sends to the thread while a call is under way is not the call's: it
+/// arrives, and once.
+#[test]
+fn a_signal_that_somebody_else_sends_arrives() {
+    let name = "sigpipe::a_signal_that_somebody_else_sends_arrives";
+    child::alone(name, || {
+        // SAFETY: the handler only adds to an atomic number.
+        let before =
+            unsafe { libc::signal(libc::SIGPIPE, count as *const () as libc::sighandler_t) };
+        assert_ne!(before, libc::SIG_ERR);
+        for engine in engines(Kind::File, Kind::Pipe) {
+            let case = case(Kind::File, Kind::Pipe, engine);
+            let lane = Lane::new(Kind::File, Kind::Pipe, TOTAL);
+            ARRIVED.store(0, Ordering::SeqCst);
+            let (tell, told) = std::sync::mpsc::channel();
+            std::thread::scope(|scope| {
+                let transfer = scope.spawn(|| {
+                    // SAFETY: takes nothing and cannot fail.
+                    tell.send(unsafe { libc::pthread_self() }).expect("heard");
+                    // It blocks as soon as the pipe is full.
+                    by(engine)
+                        .transfer(&lane.src, &lane.dst, TOTAL)
+                        .expect(&case)
+                });
+                let thread = told.recv().expect("said");
+                let full = std::time::Duration::from_millis(50);
+                std::thread::sleep(full);
+                // SAFETY: the thread runs until what it waits for below is read.
+                assert_eq!(unsafe { libc::pthread_kill(thread, libc::SIGPIPE) }, 0);
+                std::thread::sleep(full);
+                let sink = lane.sink.as_ref().expect("a stream");
+                let (mut got, mut buf) = (Vec::new(), vec![0; 1 << 16]);
+                while got.len() < TOTAL as usize {
+                    match nix::unistd::read(sink, &mut buf) {
+                        Ok(n) => got.extend_from_slice(&buf[..n]),
+                        Err(nix::errno::Errno::EAGAIN) => std::thread::yield_now(),
+                        Err(e) => panic!("{case}: {e}"),
+                    }
+                }
+                assert_eq!(lane.data.check(0, &got), Ok(()), "{case}");
+                assert_eq!(transfer.join().expect(&case).bytes, TOTAL, "{case}");
+            });
+            assert_eq!(ARRIVED.load(Ordering::SeqCst), 1, "{case}");
+        }
     });
 }
 

@@ -89,14 +89,30 @@ pub(crate) fn write_dontcache(
     buf: &[u8],
     offset: Option<u64>,
 ) -> io::Result<usize> {
-    let offset = offset.map_or(Ok(-1), loff)?;
+    write_with(RWF_DONTCACHE, fd, buf, offset.map_or(Ok(-1), loff)?)
+}
+
+/// `RWF_NOSIGNAL` (Linux 6.18): no SIGPIPE.
+const RWF_NOSIGNAL: libc::c_int = 0x100;
+
+/// pwritev2(2) with `RWF_NOSIGNAL`: write(2) without SIGPIPE, to a pipe as well.
+pub(crate) fn write_nosignal(fd: BorrowedFd<'_>, buf: &[u8]) -> io::Result<usize> {
+    write_with(RWF_NOSIGNAL, fd, buf, -1)
+}
+
+fn write_with(
+    flags: libc::c_int,
+    fd: BorrowedFd<'_>,
+    buf: &[u8],
+    offset: libc::loff_t,
+) -> io::Result<usize> {
     let iov = libc::iovec {
         iov_base: buf.as_ptr().cast_mut().cast(),
         iov_len: buf.len(),
     };
     retry(|| {
         // SAFETY: the one iovec covers `buf`, which the kernel only reads.
-        size(unsafe { libc::pwritev2(fd.as_raw_fd(), &raw const iov, 1, offset, RWF_DONTCACHE) })
+        size(unsafe { libc::pwritev2(fd.as_raw_fd(), &raw const iov, 1, offset, flags) })
     })
 }
 
