@@ -122,6 +122,7 @@ const EXT: i64 = 0xef53;
 const XFS: i64 = 0x5846_5342;
 const BTRFS: i64 = 0x9123_683e;
 const TMPFS: i64 = 0x0102_1994;
+const OVERLAY: i64 = 0x794c_7630;
 const F2FS: i64 = 0xf2f5_2010;
 const HUGETLBFS: i64 = 0x9584_58f6;
 const RAMFS: i64 = 0x8584_58f6;
@@ -293,10 +294,12 @@ impl Facts {
         self.allocated < self.size
     }
 
-    /// Whether `SEEK_DATA` is known to tell the truth about freshly written files here, and a
-    /// hole can be made by extending or punching.
+    /// Whether `SEEK_DATA` is known to tell the truth about freshly written files here, and what
+    /// lies beyond the size that is told is a hole. (Overlay asks the filesystem below, which is one
+    /// of the others as a rule.)
     pub(crate) fn has_true_holes(&self) -> bool {
-        self.kind == Kind::File && matches!(self.filesystem, Some(EXT | XFS | BTRFS | TMPFS))
+        let known = matches!(self.filesystem, Some(EXT | XFS | BTRFS | TMPFS | OVERLAY));
+        self.kind == Kind::File && known
     }
 
     /// Whether allocating blocks ahead of writing is measured to pay on this filesystem.

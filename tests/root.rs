@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Each test runs in a child with mount and PID namespaces of its own: mounts, loop devices and
-//! daemons vanish with it, also where it panics or is killed. It wants `mkfs.ext4` (e2fsprogs),
+//! daemons vanish with it, also where it panics or is killed. It wants `mkfs.ext4` and its elders (e2fsprogs),
 //! `mkfs.xfs` (xfsprogs), `mkfs.btrfs` (btrfs-progs), `bindfs`, `ip` and `tc` (iproute2); what is
 //! missing is skipped aloud. One row a case goes to stderr.
 #[path = "root/broken.rs"]
@@ -167,6 +167,22 @@ fn holes_are_kept() {
 #[ignore = "root: mounts filesystems"]
 fn a_tebibyte_of_holes() {
     alone("a_tebibyte_of_holes", 60, sparse::one_tebibyte);
+}
+
+#[test]
+#[ignore = "root: mounts filesystems"]
+fn holes_need_no_room() {
+    alone("holes_need_no_room", 60, sparse::holes_need_no_room);
+}
+
+#[test]
+#[ignore = "root: mounts filesystems"]
+fn a_hole_beyond_the_largest_file_is_an_error() {
+    alone(
+        "a_hole_beyond_the_largest_file_is_an_error",
+        60,
+        sparse::holes_beyond_the_largest_file,
+    );
 }
 
 #[test]
