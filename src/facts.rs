@@ -187,6 +187,10 @@ impl Facts {
             libc::S_IFSOCK => socket_kind(fd)?,
             _ => Kind::Anonymous,
         };
+        if facts.kind == Kind::BlockDevice {
+            // Its node is one of many.
+            (facts.device, facts.inode) = (stat.itself, 0);
+        }
         Ok(facts)
     }
 
@@ -319,9 +323,22 @@ impl Facts {
         }
     }
 
-    /// Whether both lead to the same file.
-    pub(crate) fn is_same_file(&self, other: &Facts) -> bool {
-        (self.device, self.inode) == (other.device, other.inode) && self.kind == other.kind
+    /// Where both lead to the same file or the same disk: at which byte of that each begins. A file and
+    /// a whole disk begin at 0, a partition where it lies. (Of what stands on a disk by a detour, a
+    /// loop device or a volume, that is not known.)
+    pub(crate) fn in_common(&self, other: &Facts) -> Option<(u64, u64)> {
+        match (self.kind, other.kind) {
+            (Kind::File, Kind::File) => {
+                let same = (self.device, self.inode) == (other.device, other.inode);
+                same.then_some((0, 0))
+            }
+            (Kind::BlockDevice, Kind::BlockDevice) => {
+                let place = |device| call::partition(device).unwrap_or((device, 0));
+                let ((one, from), (other, to)) = (place(self.device), place(other.device));
+                (one == other).then_some((from, to))
+            }
+            _ => None,
+        }
     }
 
     /// Whether both lie on filesystems of one type, so that a call between them may work. Not

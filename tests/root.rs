@@ -18,6 +18,8 @@ mod child;
 mod common;
 #[path = "root/crash.rs"]
 mod crash;
+#[path = "root/device.rs"]
+mod device;
 #[path = "root/direct.rs"]
 mod direct;
 #[path = "root/disk.rs"]
@@ -183,6 +185,18 @@ fn a_hole_beyond_the_largest_file_is_an_error() {
         60,
         sparse::holes_beyond_the_largest_file,
     );
+}
+
+#[test]
+#[ignore = "root: makes loop devices"]
+fn a_disk_onto_itself() {
+    alone("a_disk_onto_itself", 60, device::onto_itself);
+}
+
+#[test]
+#[ignore = "root: makes loop devices"]
+fn a_partition_and_its_disk() {
+    alone("a_partition_and_its_disk", 60, device::partition);
 }
 
 #[test]

@@ -16,7 +16,7 @@ use crate::report::End;
 /// The largest offset that a file can have.
 const MAX_OFFSET: u64 = i64::MAX as u64;
 
-/// Bounds for a file copied onto itself.
+/// Bounds for a file or a disk copied onto itself.
 #[derive(Debug)]
 pub(super) struct SameFile {
     /// Bytes that the source had from its start on; what is appended behind is not its own.
