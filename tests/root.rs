@@ -36,6 +36,10 @@ mod pipes;
 mod plain;
 #[path = "root/reflink.rs"]
 mod reflink;
+#[path = "model/second.rs"]
+mod second;
+#[path = "root/second.rs"]
+mod second_writer;
 #[path = "root/sparse.rs"]
 mod sparse;
 
@@ -197,6 +201,18 @@ fn a_disk_onto_itself() {
 #[ignore = "root: makes loop devices"]
 fn a_partition_and_its_disk() {
     alone("a_partition_and_its_disk", 60, device::partition);
+}
+
+#[test]
+#[ignore = "root: mounts filesystems"]
+fn a_second_writer_in_turns() {
+    alone("a_second_writer_in_turns", 120, second_writer::in_turns);
+}
+
+#[test]
+#[ignore = "root: mounts filesystems"]
+fn a_second_writer_at_once() {
+    alone("a_second_writer_at_once", 120, second_writer::at_once);
 }
 
 #[test]
