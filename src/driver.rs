@@ -6,6 +6,7 @@
 //! the last backend stopped without being told.
 
 mod bounds;
+mod gaps;
 mod settle;
 mod start;
 mod waiting;
@@ -221,6 +222,7 @@ impl Driver {
             let limit = match self.skip_hole(limit, src, dst) {
                 Ok(Next::Data(limit)) => limit,
                 Ok(Next::Made(skipped)) => return self.moved(skipped, src, dst),
+                Ok(Next::Passed(skipped)) => return self.go_on_behind(skipped, src, dst),
                 Err(fault) => return Err(self.fail(fault, src)),
             };
             self.allocate(src, dst);
@@ -245,7 +247,9 @@ impl Driver {
         // Nobody is left to tell; from a stream, the bytes go with the transfer.
         let _ = self.reclaim(src);
         if let Some(holes) = &mut self.holes {
-            let _ = holes.put_back(&self.src.endpoint(src, self.delivered));
+            let from = self.src.endpoint(src, self.delivered);
+            let to = self.dst.endpoint(dst, self.delivered);
+            let _ = holes.put_back(&from, &to);
         }
         self.tidy(dst);
     }

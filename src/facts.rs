@@ -122,6 +122,7 @@ const EXT: i64 = 0xef53;
 const XFS: i64 = 0x5846_5342;
 const BTRFS: i64 = 0x9123_683e;
 const TMPFS: i64 = 0x0102_1994;
+const OVERLAY: i64 = 0x794c_7630;
 const F2FS: i64 = 0xf2f5_2010;
 const HUGETLBFS: i64 = 0x9584_58f6;
 const RAMFS: i64 = 0x8584_58f6;
@@ -186,6 +187,10 @@ impl Facts {
             libc::S_IFSOCK => socket_kind(fd)?,
             _ => Kind::Anonymous,
         };
+        if facts.kind == Kind::BlockDevice {
+            // Its node is one of many.
+            (facts.device, facts.inode) = (stat.itself, 0);
+        }
         Ok(facts)
     }
 
@@ -293,10 +298,12 @@ impl Facts {
         self.allocated < self.size
     }
 
-    /// Whether `SEEK_DATA` is known to tell the truth about freshly written files here, and a
-    /// hole can be made by extending or punching.
+    /// Whether `SEEK_DATA` is known to tell the truth about freshly written files here, and what
+    /// lies beyond the size that is told is a hole. (Overlay asks the filesystem below, which is one
+    /// of the others as a rule.)
     pub(crate) fn has_true_holes(&self) -> bool {
-        self.kind == Kind::File && matches!(self.filesystem, Some(EXT | XFS | BTRFS | TMPFS))
+        let known = matches!(self.filesystem, Some(EXT | XFS | BTRFS | TMPFS | OVERLAY));
+        self.kind == Kind::File && known
     }
 
     /// Whether allocating blocks ahead of writing is measured to pay on this filesystem.
@@ -316,9 +323,22 @@ impl Facts {
         }
     }
 
-    /// Whether both lead to the same file.
-    pub(crate) fn is_same_file(&self, other: &Facts) -> bool {
-        (self.device, self.inode) == (other.device, other.inode) && self.kind == other.kind
+    /// Where both lead to the same file or the same disk: at which byte of that each begins. A file and
+    /// a whole disk begin at 0, a partition where it lies. (Of what stands on a disk by a detour, a
+    /// loop device or a volume, that is not known.)
+    pub(crate) fn in_common(&self, other: &Facts) -> Option<(u64, u64)> {
+        match (self.kind, other.kind) {
+            (Kind::File, Kind::File) => {
+                let same = (self.device, self.inode) == (other.device, other.inode);
+                same.then_some((0, 0))
+            }
+            (Kind::BlockDevice, Kind::BlockDevice) => {
+                let place = |device| call::partition(device).unwrap_or((device, 0));
+                let ((one, from), (other, to)) = (place(self.device), place(other.device));
+                (one == other).then_some((from, to))
+            }
+            _ => None,
+        }
     }
 
     /// Whether both lie on filesystems of one type, so that a call between them may work. Not

@@ -68,6 +68,14 @@
 //!   descriptor; where one side is blocking, it waits on that side as the kernel's call does.
 //! - **Descriptors are shared.** An own position belongs to the open file description: another
 //!   process or thread that moves it moves it for the transfer. Explicit offsets are immune.
+//! - **Others may write to the same files.** What is delivered is what the source holds at that moment.
+//!   What has been delivered is not touched again. What others put where it is yet to be delivered is
+//!   overwritten then, or punched out where the source has a hole, with the blocks that are reserved
+//!   there.
+//! - **A file or a disk onto itself** is copied where the ranges lie apart, and refused where they
+//!   overlap; disks are told by device number, a partition and its disk by sysfs. What lies on a disk by
+//!   a detour is not: a loop device and its file, a volume of the device mapper and what it maps, a file
+//!   and the device of its filesystem.
 //! - **Record locks** (fcntl(2) `F_SETLK`) are gone once a process closes any descriptor of the file.
 //!   Some transfers open a file anew, or duplicate its descriptor, and close that: from a sparse
 //!   source with an explicit offset, with [`Cache::Bypass`], and, in `zcio::tokio`, of what is not in

@@ -2,17 +2,26 @@
 //! mappings and seeks on two real files, against two byte vectors. After each operation both agree,
 //! bytes and positions.
 //!
+//! Then the same with a second writer: in turns with the transfer's steps, between any two of its
+//! system calls, and at the same time. (On XFS, btrfs and others: the root tier.)
+//!
 //! `ZCIO_MODEL_SEED` takes the seed that a run printed, `ZCIO_MODEL_CASES` the number of sequences.
 //! A sequence that fails is shrunk before it is reported.
 // A shared mapping of a file that is written by other ways as well cannot be a safe slice.
 #![allow(unsafe_code)]
 
+#[path = "model/between.rs"]
+mod between;
+mod common;
+#[path = "common/interpose.rs"]
+mod interpose;
 #[path = "model/operations.rs"]
 mod operations;
+#[path = "model/second.rs"]
+mod second;
 
 use std::cell::Cell;
 use std::fs::File;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
@@ -23,7 +32,7 @@ use nix::unistd::{Whence, lseek64};
 use operations::{Move, Operation, Which, operation};
 use proptest::collection::vec;
 use proptest::prelude::*;
-use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
+use proptest::test_runner::TestError;
 use zcio::{Backend, End, ErrorKind, TransferOptions};
 
 /// A real file beside what it must be.
@@ -338,26 +347,10 @@ impl Model {
     }
 }
 
-fn from_environment(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
-}
-
 #[test]
 fn files_and_vectors_agree_after_every_operation() {
-    let seed = from_environment("ZCIO_MODEL_SEED")
-        .unwrap_or_else(|| RandomState::new().build_hasher().finish());
-    let cases = from_environment("ZCIO_MODEL_CASES").unwrap_or(1000) as u32;
-    println!("ZCIO_MODEL_SEED={seed}, {cases} sequences");
-    let mut bytes = [0; 32];
-    bytes[..8].copy_from_slice(&seed.to_le_bytes());
-    let config = Config {
-        cases,
-        failure_persistence: None,
-        max_shrink_time: 20_000,
-        ..Config::default()
-    };
-    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
-    let mut runner = TestRunner::new_with_rng(config, rng);
+    let (seed, cases) = (second::seed(), second::cases(1000));
+    let mut runner = second::runner(seed, cases);
     let made = Cell::new(0_u64);
     // Lengths that make 10^5 operations of 10^3 sequences, and can shrink.
     let sequences = (0_u8..3, vec(operation(), 1..=220));
@@ -377,4 +370,35 @@ fn files_and_vectors_agree_after_every_operation() {
         made.get() >= u64::from(cases) * 100 || cases < 100,
         "{result:?}"
     );
+}
+
+/// The filesystems that are here: under the directory for temporary files, and in memory.
+fn on_each(body: impl Fn(&str, &dyn Fn() -> File)) {
+    body("the temporary directory", &common::make::disk_file);
+    match common::make::shm_file() {
+        Ok(_) => body("/dev/shm", &|| {
+            common::make::shm_file().expect("made before")
+        }),
+        Err(e) => common::skipped("a second writer on /dev/shm", e),
+    }
+}
+
+#[test]
+fn a_second_writer_in_turns() {
+    on_each(|place, make| second::in_turns(place, 300, make));
+}
+
+#[test]
+fn a_second_writer_between_any_two_calls() {
+    on_each(|place, make| between::between_calls(place, make));
+}
+
+#[test]
+fn a_second_writer_at_once() {
+    on_each(|place, make| second::at_once(place, make));
+}
+
+#[test]
+fn a_hole_that_was_passed_counts_as_far_as_the_file_is_long() {
+    on_each(|place, make| between::faulty(place, make));
 }

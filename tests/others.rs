@@ -210,6 +210,52 @@ fn a_hole_is_not_made_of_what_others_append() {
     assert_eq!(kept, MIB as usize);
 }
 
+/// What has been delivered is the caller's, whatever the transfer does behind it: the end of a hole
+/// was punched once data followed, with what he had written there.
+#[test]
+fn a_header_written_into_a_delivered_hole_stays() {
+    const PIECE: u64 = 128 << 10;
+    for (own, chunk) in [
+        (true, PIECE),
+        (true, 30_000),
+        (false, 30_000),
+        (false, PIECE),
+    ] {
+        let src = make::disk_file();
+        for piece in 0..16 {
+            let at = 2 * piece * PIECE + PIECE;
+            src.write_all_at(&[piece as u8 + 1; PIECE as usize], at)
+                .unwrap();
+        }
+        src.set_len(33 * PIECE).unwrap();
+        let (dst, mut wanted) = (make::disk_file(), content(&src));
+        (&src).rewind().unwrap();
+        let mut options = TransferOptions::new();
+        options.chunk_size(NonZeroUsize::new(chunk as usize).unwrap());
+        if !own {
+            options.src_offset(0).dst_offset(0);
+        }
+        let mut transfer = options.start(&src, &dst, u64::MAX).unwrap();
+        let mut steps = 0;
+        while !matches!(transfer.advance().unwrap(), Status::Finished(_)) {
+            // At the very end of what is there, and at the end of the hole before it.
+            let end = transfer.delivered();
+            for at in [end, end - end % PIECE, end / PIECE / 2 * 2 * PIECE + PIECE] {
+                let at = at.min(end).saturating_sub(100);
+                dst.write_all_at(b"header", at).unwrap();
+                wanted[at as usize..][..6].copy_from_slice(b"header");
+            }
+            steps += 1;
+        }
+        assert!(steps > 16, "{steps} steps");
+        drop(transfer);
+        assert!(
+            content(&dst) == wanted,
+            "own positions {own}, chunk {chunk}"
+        );
+    }
+}
+
 /// Closing any descriptor of a file lets go of the process's record locks on it: fcntl(2).
 #[test]
 fn record_locks_survive_at_own_positions() {

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Each test runs in a child with mount and PID namespaces of its own: mounts, loop devices and
-//! daemons vanish with it, also where it panics or is killed. It wants `mkfs.ext4` (e2fsprogs),
+//! daemons vanish with it, also where it panics or is killed. It wants `mkfs.ext4` and its elders (e2fsprogs),
 //! `mkfs.xfs` (xfsprogs), `mkfs.btrfs` (btrfs-progs), `bindfs`, `ip` and `tc` (iproute2); what is
 //! missing is skipped aloud. One row a case goes to stderr.
 #[path = "root/broken.rs"]
@@ -18,6 +18,8 @@ mod child;
 mod common;
 #[path = "root/crash.rs"]
 mod crash;
+#[path = "root/device.rs"]
+mod device;
 #[path = "root/direct.rs"]
 mod direct;
 #[path = "root/disk.rs"]
@@ -34,6 +36,10 @@ mod pipes;
 mod plain;
 #[path = "root/reflink.rs"]
 mod reflink;
+#[path = "model/second.rs"]
+mod second;
+#[path = "root/second.rs"]
+mod second_writer;
 #[path = "root/sparse.rs"]
 mod sparse;
 
@@ -167,6 +173,46 @@ fn holes_are_kept() {
 #[ignore = "root: mounts filesystems"]
 fn a_tebibyte_of_holes() {
     alone("a_tebibyte_of_holes", 60, sparse::one_tebibyte);
+}
+
+#[test]
+#[ignore = "root: mounts filesystems"]
+fn holes_need_no_room() {
+    alone("holes_need_no_room", 60, sparse::holes_need_no_room);
+}
+
+#[test]
+#[ignore = "root: mounts filesystems"]
+fn a_hole_beyond_the_largest_file_is_an_error() {
+    alone(
+        "a_hole_beyond_the_largest_file_is_an_error",
+        60,
+        sparse::holes_beyond_the_largest_file,
+    );
+}
+
+#[test]
+#[ignore = "root: makes loop devices"]
+fn a_disk_onto_itself() {
+    alone("a_disk_onto_itself", 60, device::onto_itself);
+}
+
+#[test]
+#[ignore = "root: makes loop devices"]
+fn a_partition_and_its_disk() {
+    alone("a_partition_and_its_disk", 60, device::partition);
+}
+
+#[test]
+#[ignore = "root: mounts filesystems"]
+fn a_second_writer_in_turns() {
+    alone("a_second_writer_in_turns", 120, second_writer::in_turns);
+}
+
+#[test]
+#[ignore = "root: mounts filesystems"]
+fn a_second_writer_at_once() {
+    alone("a_second_writer_at_once", 120, second_writer::at_once);
 }
 
 #[test]

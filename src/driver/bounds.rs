@@ -1,5 +1,5 @@
 //! What bounds the next step: the length, the offsets that there are, a file copied onto itself,
-//! fairness, a rate; and the holes and blocks of the files.
+//! fairness, a rate; and the blocks of the files.
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -8,16 +8,15 @@ use std::os::fd::BorrowedFd;
 use bytes::Bytes;
 
 use super::Driver;
-use crate::backend::{Backend, Fault, Side};
+use crate::backend::{Backend, Side};
 use crate::error::{Error, ErrorKind, Result};
-use crate::holes::Next;
 use crate::prealloc::Prealloc;
 use crate::report::End;
 
 /// The largest offset that a file can have.
 const MAX_OFFSET: u64 = i64::MAX as u64;
 
-/// Bounds for a file copied onto itself.
+/// Bounds for a file or a disk copied onto itself.
 #[derive(Debug)]
 pub(super) struct SameFile {
     /// Bytes that the source had from its start on; what is appended behind is not its own.
@@ -71,39 +70,6 @@ impl Driver {
         Ok(NonZeroUsize::new(limit).ok_or(End::Complete))
     }
 
-    /// Skips the hole that comes next, or limits the step to the data before the one that follows.
-    pub(super) fn skip_hole(
-        &mut self,
-        limit: NonZeroUsize,
-        src: BorrowedFd<'_>,
-        dst: BorrowedFd<'_>,
-    ) -> std::result::Result<Next, Fault> {
-        // A shared extent brings its holes along, and bytes in flight have to go first.
-        if self.holes.is_none() || self.backend() == Backend::Reflink || self.in_flight() > 0 {
-            return Ok(Next::Data(limit));
-        }
-        let from = self.src.endpoint(src, self.delivered);
-        let to = self.dst.endpoint(dst, self.delivered);
-        // A hole is no burden: the chunk does not bound it, only what can be counted at once.
-        let whole = self
-            .len
-            .saturating_sub(self.delivered)
-            .min(isize::MAX as u64);
-        let whole = NonZeroUsize::new(whole as usize).unwrap_or(limit);
-        let next = match &mut self.holes {
-            Some(holes) => holes.next(&from, &to, whole)?,
-            None => None,
-        };
-        Ok(match next {
-            Some(Next::Data(data)) => Next::Data(data.min(limit)),
-            Some(made) => made,
-            None => {
-                self.holes = None;
-                Next::Data(limit)
-            }
-        })
-    }
-
     /// Has blocks ready for what comes next.
     pub(super) fn allocate(&mut self, src: BorrowedFd<'_>, dst: BorrowedFd<'_>) {
         if self.prealloc.is_none() || self.in_flight() > 0 || !Prealloc::suits(self.backend()) {
@@ -122,9 +88,6 @@ impl Driver {
     /// Ends what was begun in the destination's file beside the bytes.
     pub(super) fn tidy(&mut self, dst: BorrowedFd<'_>) {
         let to = self.dst.endpoint(dst, self.delivered);
-        if let Some(holes) = &mut self.holes {
-            holes.unpad(&to);
-        }
         if let Some(prealloc) = &mut self.prealloc {
             prealloc.finish(&to);
         }

@@ -162,13 +162,17 @@ pub(super) fn instance(
     }
 }
 
-/// Where both sides are one file: how much there is to copy, and how far apart it lies.
+/// Where both sides are one file or lie on one disk: how much there is to copy, and how far apart it
+/// lies.
 fn same_file(src: &Endpoint<'_>, dst: &Endpoint<'_>, len: u64) -> Result<Option<SameFile>> {
-    if src.kind() != Kind::File || !src.facts().is_same_file(dst.facts()) {
+    let Some((src_start, dst_start)) = src.facts().in_common(dst.facts()) else {
         return Ok(None);
-    }
+    };
     let failed = |side| move |e| Error::io(ErrorKind::Io, Some(side), e);
-    let size = src.facts().size_hint();
+    let size = match src.kind() {
+        Kind::BlockDevice => call::device_size(src.fd()).map_err(failed(Side::Source))?,
+        _ => src.facts().size_hint(),
+    };
     let from = src.position().map_err(failed(Side::Source))?;
     let to = if dst.facts().is_append() {
         size
@@ -177,7 +181,7 @@ fn same_file(src: &Endpoint<'_>, dst: &Endpoint<'_>, len: u64) -> Result<Option<
     };
     let same = SameFile {
         own: size.saturating_sub(from),
-        apart: from.abs_diff(to),
+        apart: (src_start + from).abs_diff(dst_start + to),
     };
     let wanted = len.min(same.own);
     let shared = wanted > 0 && src.offset().is_none() && dst.facts().is_append();

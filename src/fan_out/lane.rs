@@ -39,9 +39,8 @@ impl<D: AsFd> Lane<D> {
         let facts = check(dst.as_fd(), Side::Destination)?;
         let kind = facts.kind();
         let is_source = match kind {
-            Kind::File => facts.is_same_file(src),
             Kind::Pipe => src.kind() == kind && call::is_same_inode(source, dst.as_fd()),
-            _ => false,
+            _ => facts.in_common(src).is_some(),
         };
         if is_source {
             // What is written would be read again, for ever.

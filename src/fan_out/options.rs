@@ -60,7 +60,8 @@ impl FanOutOptions {
     /// Starts a fan-out that moves when it is told to.
     ///
     /// # Errors
-    /// Where a descriptor cannot serve; of several destinations, the first such.
+    /// Where a descriptor cannot serve, or a destination is the source's own file or disk; of several
+    /// destinations, the first such.
     pub fn start<S: AsFd, D: AsFd>(
         &self,
         src: S,

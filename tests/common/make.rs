@@ -252,9 +252,20 @@ pub fn o_path() -> OwnedFd {
 
 /// A loop device over `backing`, which goes away with its last descriptor. Needs root.
 pub fn loop_device(backing: &File) -> io::Result<File> {
+    const LO_FLAGS_AUTOCLEAR: u32 = 4;
+    loop_device_with(backing, LO_FLAGS_AUTOCLEAR)
+}
+
+/// The same, which may have partitions.
+pub fn loop_device_with_partitions(backing: &File) -> io::Result<File> {
+    const LO_FLAGS_AUTOCLEAR: u32 = 4;
+    const LO_FLAGS_PARTSCAN: u32 = 8;
+    loop_device_with(backing, LO_FLAGS_AUTOCLEAR | LO_FLAGS_PARTSCAN)
+}
+
+fn loop_device_with(backing: &File, flags: u32) -> io::Result<File> {
     const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4c82;
     const LOOP_CONFIGURE: libc::c_ulong = 0x4c0a;
-    const LO_FLAGS_AUTOCLEAR: u32 = 4;
     /// `struct loop_config`, whose `struct loop_info64` is all zero but for its flags.
     #[repr(C)]
     struct Config {
@@ -278,7 +289,7 @@ pub fn loop_device(backing: &File) -> io::Result<File> {
             reserved: [0; 8],
         };
         // Behind five u64 and three u32.
-        config.info[13] = LO_FLAGS_AUTOCLEAR;
+        config.info[13] = flags;
         // SAFETY: LOOP_CONFIGURE reads one `loop_config`, which `config` has the layout of.
         let set =
             unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE as _, &raw const config) };

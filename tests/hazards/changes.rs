@@ -291,3 +291,47 @@ fn punch(file: &File, at: i64, len: i64) {
     let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
     fallocate(file, mode, at, len).expect("a filesystem that punches holes");
 }
+
+/// A sparse source that another appends to, followed to its end again and again: what he appends
+/// arrives, and not the zeros of a hole that was no longer the last thing in the file.
+#[test]
+fn a_sparse_source_that_grows_arrives_as_it_is() {
+    const BLOCK: u64 = 4096;
+    const BLOCKS: u64 = 3000;
+    within(60, |pulse| {
+        for (from, make) in [
+            ("disk", make::disk_file as fn() -> File),
+            ("memory", make::memfd),
+        ] {
+            for (backend, explicit) in [(None, false), (Some(Backend::ReadWrite), true)] {
+                let case = format!("{from}, {backend:?}, explicit {explicit}");
+                pulse.at(&case);
+                let (src, dst) = (make(), make());
+                src.set_len(64 * BLOCK).expect("ftruncate(2)");
+                let whole = (64 + BLOCKS) * BLOCK;
+                let others = File::from(make::reopen(&src, OFlag::O_RDWR).expect("another"));
+                let others = std::thread::spawn(move || {
+                    for at in (64 * BLOCK..whole).step_by(BLOCK as usize) {
+                        others.write_all_at(&[7; BLOCK as usize], at).expect("room");
+                    }
+                });
+                let mut options = by(backend);
+                if explicit {
+                    options.src_offset(0).dst_offset(0);
+                }
+                let mut transfer = options.start(&src, &dst, u64::MAX).expect(&case);
+                while transfer.delivered() < whole {
+                    transfer.advance().expect(&case);
+                }
+                drop(transfer);
+                others.join().expect("no panic");
+                let arrived = contents(&dst);
+                assert_eq!(arrived.len() as u64, whole, "{case}");
+                let (hole, data) = arrived.split_at(64 * BLOCK as usize);
+                assert!(hole.iter().all(|byte| *byte == 0), "{case}: the hole");
+                let lost = data.iter().filter(|byte| **byte != 7).count();
+                assert_eq!(lost, 0, "{case}: bytes that are not in the source");
+            }
+        }
+    });
+}

@@ -19,6 +19,8 @@ use crate::common::{
 /// A filesystem that is tested on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fs {
+    Ext2,
+    Ext3,
     Ext4,
     Xfs,
     Btrfs,
@@ -39,11 +41,25 @@ impl Fs {
         Fs::Fuse,
     ];
 
+    /// Those that are sparse in ways of their own.
+    pub(crate) const SPARSE: [Fs; 8] = [
+        Fs::Ext2,
+        Fs::Ext3,
+        Fs::Ext4,
+        Fs::Xfs,
+        Fs::Btrfs,
+        Fs::Overlay,
+        Fs::Tmpfs,
+        Fs::Fuse,
+    ];
+
     /// Those that a device lies under, however deep.
     pub(crate) const ON_DISK: [Fs; 5] = [Fs::Ext4, Fs::Xfs, Fs::Btrfs, Fs::Overlay, Fs::Fuse];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
+            Fs::Ext2 => "ext2",
+            Fs::Ext3 => "ext3",
             Fs::Ext4 => "ext4",
             Fs::Xfs => "xfs",
             Fs::Btrfs => "btrfs",
@@ -60,7 +76,7 @@ impl Fs {
 
     /// Whether a hole is seen as such in a file freshly written.
     pub(crate) fn keeps_holes(self) -> bool {
-        matches!(self, Fs::Ext4 | Fs::Xfs | Fs::Btrfs | Fs::Tmpfs)
+        self != Fs::Fuse
     }
 }
 
@@ -92,11 +108,11 @@ impl Disk {
         };
         let target = disk.dir.to_str().expect("a plain path").to_owned();
         match fs {
-            Fs::Ext4 => {
+            Fs::Ext2 | Fs::Ext3 | Fs::Ext4 => {
                 let options = "nodiscard,lazy_itable_init=0";
                 disk.format(
                     mib,
-                    "mkfs.ext4",
+                    &format!("mkfs.{}", fs.name()),
                     &["-q", "-F", "-b", "4096", "-m", "0", "-E", options],
                 )?;
             }

@@ -51,10 +51,18 @@ pub(crate) fn allocate(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<
 }
 
 /// Has a file end at `end` at least, and never makes it shorter: fallocate(2) of its last byte.
-/// (fstat(2) and ftruncate(2) would cut what somebody else has written in between.)
+/// (fstat(2) and ftruncate(2) would cut what somebody else has written in between.) On ext2 and ext3,
+/// which cannot do that, a zero is written there.
 pub(crate) fn extend(fd: BorrowedFd<'_>, end: u64) -> io::Result<()> {
-    let at = loff(end.saturating_sub(1))?;
-    retry(|| fcntl::fallocate(fd, FallocateFlags::empty(), at, 1))
+    let at = end.saturating_sub(1);
+    let from = loff(at)?;
+    match retry(|| fcntl::fallocate(fd, FallocateFlags::empty(), from, 1)) {
+        Err(e) if errno::is_unfit(errno::Call::Splice, &e) => match super::pwrite(fd, &[0], at)? {
+            0 => Err(io::ErrorKind::WriteZero.into()),
+            _ => Ok(()),
+        },
+        other => other,
+    }
 }
 
 /// Starts writing a range back; with `wait`, returns when it has been written. An error is one of
