@@ -23,8 +23,8 @@ use crate::pace::{Limits, Pace};
 use crate::prealloc::Prealloc;
 use crate::probe::{Queue, Wishes};
 use crate::report::{End, Report, Shares, Status};
-use crate::sys::call;
 use crate::sys::sigpipe::Shield;
+use crate::sys::{call, fork};
 
 use bounds::SameFile;
 use settle::timed_out;
@@ -54,6 +54,9 @@ pub(crate) struct Driver {
     shares: Shares,
     end: End,
     syscalls: u64,
+    /// The process that advanced it last. What is in flight is that one's, and so are the places where
+    /// both sides stand: a child that drops its copy leaves them alone.
+    process: u64,
     shield: Shield,
     // Few transfers have these; boxed, they keep what every step looks at close together.
     holes: Option<Box<Holes>>,
@@ -192,6 +195,7 @@ impl Driver {
 
     pub(crate) fn advance(&mut self, src: BorrowedFd<'_>, dst: BorrowedFd<'_>) -> Result<Status> {
         let before = call::made();
+        self.process = fork::process();
         let result = self.advance_counted(src, dst);
         self.syscalls += call::made() - before;
         result
@@ -239,6 +243,9 @@ impl Driver {
     /// Leaves nothing behind: what is in flight goes back where it can, and blocks that were
     /// allocated and not used are given back.
     pub(crate) fn close(&mut self, src: BorrowedFd<'_>, dst: BorrowedFd<'_>) {
+        if self.process != fork::process() {
+            return;
+        }
         // Nobody is left to tell; from a stream, the bytes go with the transfer.
         let _ = self.reclaim(src);
         if let Some(holes) = &mut self.holes {

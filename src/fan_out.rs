@@ -332,9 +332,10 @@ impl<S: AsFd, D: AsFd> FanOut<S, D> {
 
     /// Whether there are pipes for all, of one size, so that what fits one fits each.
     fn make_pipes(&mut self) -> bool {
+        self.trunk.take_if(|trunk| !trunk.is_ours());
         let size = self.trunk.as_ref().map_or(ROUND, PrivatePipe::capacity);
         for lane in self.lanes.iter_mut().filter(|lane| lane.error.is_none()) {
-            if lane.pipe.is_none() {
+            if !lane.pipe.as_ref().is_some_and(PrivatePipe::is_ours) {
                 lane.pipe = PrivatePipe::new(size).ok();
             }
             if lane

@@ -72,6 +72,11 @@
 //!   Some transfers open a file anew, or duplicate its descriptor, and close that: from a sparse
 //!   source with an explicit offset, with [`Cache::Bypass`], and, in `zcio::tokio`, of what is not in
 //!   the page cache. Locks of open file descriptions (`F_OFD_SETLK`, flock(2)) stay.
+//! - **fork(2)** copies a transfer like all memory, and both processes have its descriptors. What is
+//!   in flight belongs to the process that advanced it last: in the other, drop the copy, which then
+//!   touches neither descriptor. Advanced in both, bytes in flight are delivered twice, or wait for
+//!   what the other has taken. With nothing in flight, each may go on for itself, as far as the two
+//!   share no position and no stream. A relay or a fan-out in a child has pipes of its own.
 //! - **Buffers above a descriptor are not seen.** What a `BufReader` has read ahead is not
 //!   transferred, and what a `BufWriter`, [`Stdout`](std::io::Stdout) or `tokio::fs::File` has not
 //!   flushed comes later, or at the same time: flush first.
