@@ -4,6 +4,8 @@
 #[path = "hazards/child.rs"]
 mod child;
 mod common;
+#[path = "safety/endless.rs"]
+mod endless;
 #[path = "seccomp/filter.rs"]
 #[allow(dead_code, unsafe_code)]
 mod filter;

@@ -25,6 +25,8 @@ pub(crate) fn is_unfit(call: Call, error: &io::Error) -> bool {
         // The descriptor has no such operation, or the kernel has no such call. EPERM and EACCES
         // come from seccomp profiles as well as from immutable files; read/write tells which.
         libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP | libc::EPERM | libc::EACCES => true,
+        // Answered for ever: read/write tells which side it is of.
+        libc::EINTR => true,
         // The call's own resources, not the caller's.
         libc::ENOMEM => call != Call::CopyFileRange && call != Call::Clone,
         // Lustre answers ENODATA; an offset near the end of the range answers EOVERFLOW.
@@ -55,6 +57,23 @@ pub(crate) fn is_forbidden(error: &io::Error) -> bool {
         error.raw_os_error(),
         Some(libc::ENOSYS | libc::EPERM | libc::EACCES)
     )
+}
+
+/// The kind of an error that leaves this crate. Neither EAGAIN nor EINTR is one that a caller may wait or
+/// call once more for: that has been done.
+pub(crate) fn told_kind(error: &io::Error) -> io::ErrorKind {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => io::ErrorKind::ResourceBusy,
+        kind => kind,
+    }
+}
+
+/// An error as it leaves this crate: see [`told_kind`].
+pub(crate) fn told(error: io::Error) -> io::Error {
+    match told_kind(&error) {
+        kind if kind == error.kind() => error,
+        kind => io::Error::new(kind, error),
+    }
 }
 
 /// Whether `error` is EAGAIN.

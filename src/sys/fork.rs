@@ -23,11 +23,7 @@ pub(crate) fn process() -> u64 {
         return begin();
     }
     // SAFETY: once set, it leads to a page that stays mapped, and was zeroed or written as a word.
-    number(unsafe { &*word })
-}
-
-#[inline]
-fn number(word: &AtomicU64) -> u64 {
+    let word = unsafe { &*word };
     match word.load(Ordering::Relaxed) {
         0 => renew(word),
         number => number,
