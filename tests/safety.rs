@@ -13,3 +13,7 @@ mod filter;
 mod fork;
 #[path = "safety/ring.rs"]
 mod ring;
+#[path = "hazards/rlimit.rs"]
+mod rlimit;
+#[path = "safety/setup.rs"]
+mod setup;

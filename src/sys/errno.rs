@@ -9,7 +9,10 @@ pub(crate) enum Call {
     Sendfile,
     CopyFileRange,
     Clone,
-    /// Setting a mechanism up: pipe2(2), mmap(2), open(2) of a second description.
+    /// read(2) with O_DIRECT.
+    ReadDirect,
+    /// Setting a mechanism up: mmap(2), open(2) of a second description, the position or the size of
+    /// a file of which it needs that.
     SetUp,
 }
 
@@ -22,9 +25,14 @@ pub(crate) fn is_unfit(call: Call, error: &io::Error) -> bool {
         return false;
     };
     match number {
+        // Whatever it is that cannot be had, there are mechanisms that need none of it.
+        libc::ENOSPC | libc::EDQUOT | libc::EPIPE | libc::ECONNRESET => false,
+        _ if call == Call::SetUp => true,
         // The descriptor has no such operation, or the kernel has no such call. EPERM and EACCES
         // come from seccomp profiles as well as from immutable files; read/write tells which.
         libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP | libc::EPERM | libc::EACCES => true,
+        // A file that does not seek takes no offset from these, or from nobody.
+        libc::ESPIPE => true,
         // Answered for ever: read/write tells which side it is of.
         libc::EINTR => true,
         // The call's own resources, not the caller's.
@@ -37,16 +45,8 @@ pub(crate) fn is_unfit(call: Call, error: &io::Error) -> bool {
         }
         // CIFS answers EIO and ENOENT, kernel 6.17 a spurious EFBIG at the end of the range.
         libc::EIO | libc::ENOENT | libc::EFBIG if call == Call::CopyFileRange => true,
-        // No descriptor left, no /proc, a path that may not be opened again.
-        libc::EMFILE
-        | libc::ENFILE
-        | libc::ENODEV
-        | libc::ENOENT
-        | libc::ENXIO
-        | libc::ELOOP
-        | libc::EROFS => call == Call::SetUp,
         // A lock lease or a file lock in the way: the slow way waits for it, or says it better.
-        libc::EAGAIN => matches!(call, Call::CopyFileRange | Call::Clone | Call::SetUp),
+        libc::EAGAIN => matches!(call, Call::CopyFileRange | Call::Clone),
         _ => false,
     }
 }
@@ -144,6 +144,7 @@ mod tests {
             Call::Sendfile,
             Call::CopyFileRange,
             Call::Clone,
+            Call::ReadDirect,
             Call::SetUp,
         ];
         for call in calls {
@@ -161,6 +162,26 @@ mod tests {
         assert!(is_unfit(Call::CopyFileRange, &eio));
         assert!(!is_unfit(Call::Sendfile, &eio));
         assert!(!is_unfit(Call::Splice, &eio));
+        assert!(!is_unfit(Call::ReadDirect, &eio));
         assert!(!is_destinations(&eio));
+    }
+
+    #[test]
+    fn what_cannot_be_set_up_is_unfit_whatever_the_number() {
+        for number in [
+            libc::EMFILE,
+            libc::ENFILE,
+            libc::ENOENT,
+            libc::ENOTDIR,
+            libc::ESPIPE,
+            libc::ENOTTY,
+            libc::ETXTBSY,
+            libc::EIO,
+            libc::EINTR,
+            libc::EAGAIN,
+        ] {
+            let error = io::Error::from_raw_os_error(number);
+            assert!(is_unfit(Call::SetUp, &error), "{error}");
+        }
     }
 }
