@@ -15,7 +15,7 @@ mod options;
 mod report;
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::thread;
 use std::time::Duration;
 
@@ -37,10 +37,19 @@ const ROUND: usize = 1 << 20;
 /// Bytes in one round by read(2).
 const BUFFER: usize = 256 << 10;
 /// A fan-out that can stop wherever the kernel would block, and go on.
+///
+/// Each call asks the source and the destinations for their descriptors once. An [`AsFd`] that answers
+/// another one later gets wrong bytes moved, and nothing worse.
 #[derive(Debug)]
 #[must_use = "a fan-out moves nothing until it is advanced"]
 pub struct FanOut<S, D> {
     src: S,
+    /// Apart from the source, which is asked for its descriptor once each time.
+    fan: Fan<D>,
+}
+
+#[derive(Debug)]
+struct Fan<D> {
     facts: Facts,
     lanes: Vec<Lane<D>>,
     options: FanOutOptions,
@@ -65,8 +74,9 @@ pub fn fan_out<S: AsFd, D: AsFd>(
     dsts: impl IntoIterator<Item = D>,
     len: u64,
 ) -> std::result::Result<FanOutReport, FanOutError> {
+    let dsts: Vec<D> = dsts.into_iter().collect();
     let mut fan = FanOutOptions::new()
-        .start(src, dsts, len)
+        .start(src.as_fd(), dsts.iter().map(AsFd::as_fd), len)
         .map_err(|error| FanOutError::new(error, FanOutReport::default()))?;
     let mut failed = None;
     loop {
@@ -75,11 +85,11 @@ pub fn fan_out<S: AsFd, D: AsFd>(
             Ok(FanOutStatus::Blocked {
                 source,
                 destinations,
-            }) => fan.wait(source, &destinations),
+            }) => fan.fan.wait(fan.src, source, &destinations),
             Ok(FanOutStatus::Finished(_)) => break,
             Err(error) => {
                 // What was taken before the source failed still goes where it belongs.
-                fan.len = fan.taken;
+                fan.fan.len = fan.taken();
                 failed = Some(error);
             }
         }
@@ -101,6 +111,27 @@ impl<S: AsFd, D: AsFd> FanOut<S, D> {
     /// Those of the source. What had been taken is still on its way: advance again with nothing
     /// more to take, or look at the report.
     pub fn advance(&mut self) -> Result<FanOutStatus> {
+        self.fan.advance(self.src.as_fd())
+    }
+
+    /// Bytes taken from the source.
+    pub fn taken(&self) -> u64 {
+        self.fan.taken
+    }
+
+    /// Bytes delivered to the destination at a place.
+    pub fn delivered(&self, place: usize) -> Option<u64> {
+        self.fan.lanes.get(place).map(|lane| lane.delivered)
+    }
+
+    /// Sums up: counts, errors, and for those that have not got all, what they have not.
+    pub fn into_report(self) -> FanOutReport {
+        self.fan.into_report()
+    }
+}
+
+impl<D: AsFd> Fan<D> {
+    fn advance(&mut self, src: BorrowedFd<'_>) -> Result<FanOutStatus> {
         let mut moved = false;
         let mut waiting = Vec::new();
         for (place, lane) in self.lanes.iter_mut().enumerate() {
@@ -149,17 +180,17 @@ impl<S: AsFd, D: AsFd> FanOut<S, D> {
             // Nothing more is taken for nobody.
             return Ok(FanOutStatus::Finished(End::Stopped));
         }
-        if !waiting.is_empty() && self.source_would_wait() {
+        if !waiting.is_empty() && self.source_would_wait(src) {
             return Ok(FanOutStatus::Blocked {
                 source: true,
                 destinations: waiting,
             });
         }
-        match self.take()? {
+        match self.take(src)? {
             Taken::Some => Ok(FanOutStatus::Moved),
             Taken::Ended => {
                 self.ended = true;
-                self.advance()
+                self.advance(src)
             }
             Taken::Blocked => Ok(FanOutStatus::Blocked {
                 source: true,
@@ -168,18 +199,7 @@ impl<S: AsFd, D: AsFd> FanOut<S, D> {
         }
     }
 
-    /// Bytes taken from the source.
-    pub fn taken(&self) -> u64 {
-        self.taken
-    }
-
-    /// Bytes delivered to the destination at a place.
-    pub fn delivered(&self, place: usize) -> Option<u64> {
-        self.lanes.get(place).map(|lane| lane.delivered)
-    }
-
-    /// Sums up: counts, errors, and for those that have not got all, what they have not.
-    pub fn into_report(mut self) -> FanOutReport {
+    fn into_report(mut self) -> FanOutReport {
         for lane in &mut self.lanes {
             if lane.error.is_none() && lane.behind() > 0 {
                 lane.fail(io::ErrorKind::Interrupted.into());
@@ -209,9 +229,9 @@ impl<S: AsFd, D: AsFd> FanOut<S, D> {
 
     /// Whether to take from the source would hold this thread up, and with it whoever waits for
     /// what was taken before.
-    fn source_would_wait(&self) -> bool {
+    fn source_would_wait(&self, src: BorrowedFd<'_>) -> bool {
         let waits = self.facts.kind().is_stream() && !self.facts.is_nonblocking();
-        waits && matches!(call::is_ready(self.src.as_fd(), false), Ok(false))
+        waits && matches!(call::is_ready(src, false), Ok(false))
     }
 
     fn limit(&self, most: usize) -> usize {
@@ -221,19 +241,19 @@ impl<S: AsFd, D: AsFd> FanOut<S, D> {
     }
 
     /// Takes a round from the source and shares it out. Every pipe is empty.
-    fn take(&mut self) -> Result<Taken> {
+    fn take(&mut self, src: BorrowedFd<'_>) -> Result<Taken> {
         if !self.plain && !self.make_pipes() {
             self.plain = true;
         }
         let Some(trunk) = self.trunk.as_ref().filter(|_| !self.plain) else {
-            return self.take_by_read();
+            return self.take_by_read(src);
         };
         let count = self.limit(trunk.capacity());
-        match call::splice(self.src.as_fd(), None, trunk.write_end(), None, count) {
+        match call::splice(src, None, trunk.write_end(), None, count) {
             // A first 0 from a file is for read(2) to confirm.
             Ok(0) if self.taken == 0 && self.facts.kind().is_cached() => {
                 self.plain = true;
-                self.take_by_read()
+                self.take_by_read(src)
             }
             Ok(0) => Ok(Taken::Ended),
             Ok(n) => {
@@ -244,15 +264,15 @@ impl<S: AsFd, D: AsFd> FanOut<S, D> {
             Err(e) if errno::would_block(&e) => Ok(Taken::Blocked),
             Err(e) if errno::is_unfit(Call::Splice, &e) => {
                 self.plain = true;
-                self.take_by_read()
+                self.take_by_read(src)
             }
             Err(e) => Err(self.source_failed(Backend::Splice, e)),
         }
     }
 
-    fn take_by_read(&mut self) -> Result<Taken> {
+    fn take_by_read(&mut self, src: BorrowedFd<'_>) -> Result<Taken> {
         let mut buf = BytesMut::zeroed(self.limit(BUFFER));
-        match call::read(self.src.as_fd(), &mut buf) {
+        match call::read(src, &mut buf) {
             Ok(0) => Ok(Taken::Ended),
             Ok(n) => {
                 self.taken += n as u64;
@@ -353,10 +373,10 @@ impl<S: AsFd, D: AsFd> FanOut<S, D> {
     }
 
     /// Waits until one of the sides is ready.
-    fn wait(&self, source: bool, destinations: &[usize]) {
+    fn wait(&self, src: BorrowedFd<'_>, source: bool, destinations: &[usize]) {
         let mut sides = Vec::with_capacity(1 + destinations.len());
         if source {
-            sides.push((self.src.as_fd(), false));
+            sides.push((src, false));
         }
         let dsts = destinations
             .iter()

@@ -1,6 +1,8 @@
 //! What safe code may do without harm to memory or to another process: fork, answer differently each
 //! time it is asked for a descriptor, count wrongly, give what no mechanism can be set up on.
 
+#[path = "safety/asks.rs"]
+mod asks;
 #[path = "hazards/child.rs"]
 mod child;
 mod common;

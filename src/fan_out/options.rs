@@ -2,8 +2,8 @@
 
 use std::os::fd::AsFd;
 
-use super::FanOut;
 use super::lane::{Lane, check};
+use super::{Fan, FanOut};
 use crate::backend::{Kind, Side};
 use crate::error::Result;
 
@@ -75,8 +75,7 @@ impl FanOutOptions {
             || facts.kind() == Kind::CharDevice
             || facts.is_direct();
         let (options, trunk) = (self.clone(), None);
-        Ok(FanOut {
-            src,
+        let fan = Fan {
             facts,
             lanes,
             options,
@@ -85,6 +84,7 @@ impl FanOutOptions {
             len,
             taken: 0,
             ended: false,
-        })
+        };
+        Ok(FanOut { src, fan })
     }
 }
