@@ -5,6 +5,7 @@
 //! follows from the counts, so a backend cannot put an offset wrong, and a fallback goes on where
 //! the last backend stopped without being told.
 
+mod audit;
 mod bounds;
 mod settle;
 mod start;
@@ -26,6 +27,7 @@ use crate::report::{End, Report, Shares, Status};
 use crate::sys::sigpipe::Shield;
 use crate::sys::{call, fork};
 
+pub(crate) use audit::Audited;
 use bounds::SameFile;
 use settle::timed_out;
 

@@ -5,6 +5,8 @@
 mod asks;
 #[path = "hazards/child.rs"]
 mod child;
+#[path = "safety/claims.rs"]
+mod claims;
 mod common;
 #[path = "safety/endless.rs"]
 mod endless;

@@ -230,7 +230,7 @@ fn regular_files_that_cannot_be_read_or_seek() {
                 "a secret",
                 Box::new(|| make::secret_memfd(8192).expect("as before").into()),
             )),
-            Err(e) => skipped("a secret memfd", e),
+            Err(e) => skipped("memfd_secret", e),
         }
         for (name, make_one) in made {
             for backend in [None].into_iter().chain(Backend::ALL.map(Some)) {
