@@ -254,7 +254,7 @@ impl ZeroCopyTransfer for Direct {
                 Ok(_) => {}
                 Err(e) if errno::would_block(&e) => return Ok(Step::Blocked(Side::Source)),
                 Err(e) if self.held.is_empty() => {
-                    return super::unfit_or_fault(Call::ReadDirect, Some(Side::Source), e);
+                    return super::unfit_or_fault(Call::Read, Some(Side::Source), e);
                 }
                 Err(e) => return Err(Fault::new(Side::Source, e)),
             }

@@ -195,7 +195,7 @@ impl Mmap {
         self.size(src, at).map_or_else(
             |outcome| outcome,
             |_| match call::pread(src.fd(), &mut [0], at) {
-                Err(e) if errno::is_of_storage(&e) => Err(Fault::new(Side::Source, e)),
+                Err(e) if !errno::is_unfit(Call::Read, &e) => Err(Fault::new(Side::Source, e)),
                 _ => refused(fault),
             },
         )

@@ -9,8 +9,8 @@ pub(crate) enum Call {
     Sendfile,
     CopyFileRange,
     Clone,
-    /// read(2) with O_DIRECT.
-    ReadDirect,
+    /// read(2) where another way may read: with O_DIRECT, or of what is mapped.
+    Read,
     /// Setting a mechanism up: mmap(2), open(2) of a second description, the position or the size of
     /// a file of which it needs that.
     SetUp,
@@ -144,7 +144,7 @@ mod tests {
             Call::Sendfile,
             Call::CopyFileRange,
             Call::Clone,
-            Call::ReadDirect,
+            Call::Read,
             Call::SetUp,
         ];
         for call in calls {
@@ -162,7 +162,7 @@ mod tests {
         assert!(is_unfit(Call::CopyFileRange, &eio));
         assert!(!is_unfit(Call::Sendfile, &eio));
         assert!(!is_unfit(Call::Splice, &eio));
-        assert!(!is_unfit(Call::ReadDirect, &eio));
+        assert!(!is_unfit(Call::Read, &eio));
         assert!(!is_destinations(&eio));
     }
 
