@@ -5,6 +5,7 @@
 //! follows from the counts, so a backend cannot put an offset wrong, and a fallback goes on where
 //! the last backend stopped without being told.
 
+mod audit;
 mod bounds;
 mod gaps;
 mod settle;
@@ -25,9 +26,10 @@ use crate::pace::{Limits, Pace, Stalls};
 use crate::prealloc::Prealloc;
 use crate::probe::{Queue, Wishes};
 use crate::report::{End, Report, Shares, Status};
-use crate::sys::call;
 use crate::sys::sigpipe::Shield;
+use crate::sys::{call, fork};
 
+pub(crate) use audit::Audited;
 use bounds::SameFile;
 use waiting::timed_out;
 
@@ -61,6 +63,9 @@ pub(crate) struct Driver {
     shares: Shares,
     end: End,
     syscalls: u64,
+    /// The process that advanced it last. What is in flight is that one's, and so are the places where
+    /// both sides stand: a child that drops its copy leaves them alone.
+    process: u64,
     shield: Shield,
     // Few transfers have these; boxed, they keep what every step looks at close together.
     holes: Option<Box<Holes>>,
@@ -199,6 +204,7 @@ impl Driver {
 
     pub(crate) fn advance(&mut self, src: BorrowedFd<'_>, dst: BorrowedFd<'_>) -> Result<Status> {
         let before = call::made();
+        self.process = fork::process();
         let result = self.advance_counted(src, dst);
         self.syscalls += call::made() - before;
         result
@@ -244,6 +250,9 @@ impl Driver {
 
     /// Leaves nothing behind: what is in flight goes back where it can.
     pub(crate) fn close(&mut self, src: BorrowedFd<'_>, dst: BorrowedFd<'_>) {
+        if self.process != fork::process() {
+            return;
+        }
         // Nobody is left to tell; from a stream, the bytes go with the transfer.
         let _ = self.reclaim(src);
         if let Some(holes) = &mut self.holes {

@@ -7,6 +7,7 @@ use std::io;
 use bytes::Bytes;
 
 use crate::backend::{Backend, Side, Unfit};
+use crate::sys::errno;
 
 /// A transfer's result.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -126,8 +127,7 @@ impl Error {
 
     /// The kind that it has as an [`io::Error`].
     pub(crate) fn io_kind(&self) -> io::ErrorKind {
-        match (self.kind(), self.io_error().map(io::Error::kind)) {
-            (_, Some(io::ErrorKind::WouldBlock)) => io::ErrorKind::ResourceBusy,
+        match (self.kind(), self.io_error().map(errno::told_kind)) {
             (_, Some(cause)) => cause,
             (ErrorKind::Unfit, None) => io::ErrorKind::Unsupported,
             (_, None) => io::ErrorKind::Other,
@@ -204,7 +204,8 @@ impl From<Error> for io::Error {
     /// `downcast`.
     ///
     /// Never `WouldBlock`: an event loop would take that for a state to wait in. Where a call between
-    /// files was refused with EAGAIN (a lease, a lock), the kind is `ResourceBusy`.
+    /// files was refused with EAGAIN (a lease, a lock), the kind is `ResourceBusy`. Nor `Interrupted`,
+    /// upon which callers begin anew: an EINTR that does not end is `ResourceBusy` as well.
     fn from(error: Error) -> Self {
         io::Error::new(error.io_kind(), error)
     }
@@ -217,13 +218,15 @@ mod tests {
     /// C10: whoever waits on `WouldBlock` would wait for what never comes.
     #[test]
     fn a_refusal_is_no_state_to_wait_in() {
-        let refused = Unfit::Refused(libc::EAGAIN);
-        let error = Error::unfit(Backend::CopyFileRange, refused).after(7, Bytes::new());
-        let raw = error.io_error().and_then(io::Error::raw_os_error);
-        assert_eq!(raw, Some(libc::EAGAIN));
-        let error = io::Error::from(error);
-        assert_eq!(error.kind(), io::ErrorKind::ResourceBusy);
-        let inner = error.get_ref().and_then(|e| e.downcast_ref::<Error>());
-        assert_eq!(inner.map(Error::delivered), Some(7));
+        for number in [libc::EAGAIN, libc::EINTR] {
+            let refused = Unfit::Refused(number);
+            let error = Error::unfit(Backend::CopyFileRange, refused).after(7, Bytes::new());
+            let raw = error.io_error().and_then(io::Error::raw_os_error);
+            assert_eq!(raw, Some(number));
+            let error = io::Error::from(error);
+            assert_eq!(error.kind(), io::ErrorKind::ResourceBusy);
+            let inner = error.get_ref().and_then(|e| e.downcast_ref::<Error>());
+            assert_eq!(inner.map(Error::delivered), Some(7));
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use crate::sys::call;
+use crate::sys::{call, errno};
 
 /// What a descriptor leads to, as far as moving bytes is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -434,7 +434,7 @@ impl Facts {
     /// Those of statx(2), fcntl(2), fstatfs(2) and getsockopt(2): EBADF for a closed descriptor.
     pub fn new<F: AsFd>(fd: F) -> io::Result<Self> {
         let fd = fd.as_fd();
-        let mut facts = Self::of(fd)?;
+        let mut facts = Self::of(fd).map_err(errno::told)?;
         facts.look_up_filesystem(fd);
         facts.look_up_alignment(fd);
         facts.look_up_seals(fd);

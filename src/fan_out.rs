@@ -15,7 +15,7 @@ mod options;
 mod report;
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::thread;
 use std::time::Duration;
 
@@ -39,10 +39,19 @@ const ROUND: usize = 1 << 20;
 /// Bytes in one round by read(2).
 const BUFFER: usize = 256 << 10;
 /// A fan-out that can stop wherever the kernel would block, and go on.
+///
+/// Each call asks the source and the destinations for their descriptors once. An [`AsFd`] that answers
+/// another one later gets wrong bytes moved, and nothing worse.
 #[derive(Debug)]
 #[must_use = "a fan-out moves nothing until it is advanced"]
 pub struct FanOut<S, D> {
     src: S,
+    /// Apart from the source, which is asked for its descriptor once each time.
+    fan: Fan<D>,
+}
+
+#[derive(Debug)]
+struct Fan<D> {
     facts: Facts,
     lanes: Vec<Lane<D>>,
     options: FanOutOptions,
@@ -68,8 +77,9 @@ pub fn fan_out<S: AsFd, D: AsFd>(
     dsts: impl IntoIterator<Item = D>,
     len: u64,
 ) -> std::result::Result<FanOutReport, FanOutError> {
+    let dsts: Vec<D> = dsts.into_iter().collect();
     let mut fan = FanOutOptions::new()
-        .start(src, dsts, len)
+        .start(src.as_fd(), dsts.iter().map(AsFd::as_fd), len)
         .map_err(|error| FanOutError::new(error, FanOutReport::default()))?;
     let mut failed = None;
     loop {
@@ -78,11 +88,11 @@ pub fn fan_out<S: AsFd, D: AsFd>(
             Ok(FanOutStatus::Blocked {
                 source,
                 destinations,
-            }) => fan.wait(source, &destinations),
+            }) => fan.fan.wait(fan.src, source, &destinations),
             Ok(FanOutStatus::Finished(_)) => break,
             Err(error) => {
                 // What was taken before the source failed still goes where it belongs.
-                fan.len = fan.taken;
+                fan.fan.len = fan.taken();
                 failed = Some(error);
             }
         }
@@ -104,6 +114,27 @@ impl<S: AsFd, D: AsFd> FanOut<S, D> {
     /// Those of the source. What had been taken is still on its way: advance again with nothing
     /// more to take, or look at the report.
     pub fn advance(&mut self) -> Result<FanOutStatus> {
+        self.fan.advance(self.src.as_fd())
+    }
+
+    /// Bytes taken from the source.
+    pub fn taken(&self) -> u64 {
+        self.fan.taken
+    }
+
+    /// Bytes delivered to the destination at a place.
+    pub fn delivered(&self, place: usize) -> Option<u64> {
+        self.fan.lanes.get(place).map(|lane| lane.delivered)
+    }
+
+    /// Sums up: counts, errors, and for those that have not got all, what they have not.
+    pub fn into_report(self) -> FanOutReport {
+        self.fan.into_report()
+    }
+}
+
+impl<D: AsFd> Fan<D> {
+    fn advance(&mut self, src: BorrowedFd<'_>) -> Result<FanOutStatus> {
         let mut moved = false;
         let mut waiting = Vec::new();
         for (place, lane) in self.lanes.iter_mut().enumerate() {
@@ -152,17 +183,17 @@ impl<S: AsFd, D: AsFd> FanOut<S, D> {
             // Nothing more is taken for nobody.
             return Ok(FanOutStatus::Finished(End::Stopped));
         }
-        if !waiting.is_empty() && self.source_would_wait() {
+        if !waiting.is_empty() && self.source_would_wait(src) {
             return Ok(FanOutStatus::Blocked {
                 source: true,
                 destinations: waiting,
             });
         }
-        match self.take()? {
+        match self.take(src)? {
             Taken::Some => Ok(FanOutStatus::Moved),
             Taken::Ended => {
                 self.ended = true;
-                self.advance()
+                self.advance(src)
             }
             Taken::Blocked => Ok(FanOutStatus::Blocked {
                 source: true,
@@ -171,18 +202,7 @@ impl<S: AsFd, D: AsFd> FanOut<S, D> {
         }
     }
 
-    /// Bytes taken from the source.
-    pub fn taken(&self) -> u64 {
-        self.taken
-    }
-
-    /// Bytes delivered to the destination at a place.
-    pub fn delivered(&self, place: usize) -> Option<u64> {
-        self.lanes.get(place).map(|lane| lane.delivered)
-    }
-
-    /// Sums up: counts, errors, and for those that have not got all, what they have not.
-    pub fn into_report(mut self) -> FanOutReport {
+    fn into_report(mut self) -> FanOutReport {
         for lane in &mut self.lanes {
             if lane.error.is_none() && lane.behind() > 0 {
                 lane.fail(io::ErrorKind::Interrupted.into());
@@ -212,9 +232,9 @@ impl<S: AsFd, D: AsFd> FanOut<S, D> {
 
     /// Whether to take from the source would hold this thread up, and with it whoever waits for
     /// what was taken before.
-    fn source_would_wait(&self) -> bool {
+    fn source_would_wait(&self, src: BorrowedFd<'_>) -> bool {
         let waits = self.facts.kind().is_stream() && !self.facts.is_nonblocking();
-        waits && matches!(call::is_ready(self.src.as_fd(), false), Ok(false))
+        waits && matches!(call::is_ready(src, false), Ok(false))
     }
 
     fn limit(&self, most: usize) -> usize {
@@ -224,38 +244,38 @@ impl<S: AsFd, D: AsFd> FanOut<S, D> {
     }
 
     /// Takes a round from the source and shares it out. Every pipe is empty.
-    fn take(&mut self) -> Result<Taken> {
+    fn take(&mut self, src: BorrowedFd<'_>) -> Result<Taken> {
         if !self.plain && !self.make_pipes() {
             self.plain = true;
         }
         let Some(trunk) = self.trunk.as_ref().filter(|_| !self.plain) else {
-            return self.take_by_read();
+            return self.take_by_read(src);
         };
         let count = self.limit(trunk.capacity());
-        let src = Endpoint::new(self.src.as_fd(), &self.facts, None);
-        let splice = || call::splice(src.fd(), None, trunk.write_end(), None, count);
-        match backend::attempt(&src, None, splice) {
+        let end = Endpoint::new(src, &self.facts, None);
+        let splice = || call::splice(src, None, trunk.write_end(), None, count);
+        match backend::attempt(&end, None, splice) {
             Ok(Ok(n @ 1..)) => {
                 self.taken += n as u64;
                 self.share(n);
                 Ok(Taken::Some)
             }
             Ok(Err(e)) if !errno::is_unfit(Call::Splice, &e) => {
-                Err(self.source_failed(Backend::Splice, e))
+                Err(self.source_failed(src, Backend::Splice, e))
             }
             Err(Ok(Step::Blocked(_))) => Ok(Taken::Blocked),
-            Err(Err(fault)) => Err(self.source_failed(Backend::Splice, fault.error)),
+            Err(Err(fault)) => Err(self.source_failed(src, Backend::Splice, fault.error)),
             // Also where it found no bytes: the end is where read(2) finds it.
             _ => {
                 self.plain = true;
-                self.take_by_read()
+                self.take_by_read(src)
             }
         }
     }
 
-    fn take_by_read(&mut self) -> Result<Taken> {
+    fn take_by_read(&mut self, src: BorrowedFd<'_>) -> Result<Taken> {
         let mut buf = BytesMut::zeroed(self.limit(BUFFER));
-        match call::read(self.src.as_fd(), &mut buf) {
+        match call::read(src, &mut buf) {
             Ok(0) => Ok(Taken::Ended),
             Ok(n) => {
                 self.taken += n as u64;
@@ -274,7 +294,7 @@ impl<S: AsFd, D: AsFd> FanOut<S, D> {
             }
             // A file is always ready, and still says "not now": not for ever.
             Err(e) if errno::would_block(&e) && !self.refuses_for_ever() => Ok(Taken::Blocked),
-            Err(e) => Err(self.source_failed(Backend::ReadWrite, e)),
+            Err(e) => Err(self.source_failed(src, Backend::ReadWrite, e)),
         }
     }
 
@@ -286,8 +306,8 @@ impl<S: AsFd, D: AsFd> FanOut<S, D> {
         !self.facts.kind().is_stream() && stalls > TRIES
     }
 
-    fn source_failed(&self, backend: Backend, error: io::Error) -> Error {
-        if self.facts.kind().is_socket() && socket::listens(self.src.as_fd()) {
+    fn source_failed(&self, src: BorrowedFd<'_>, backend: Backend, error: io::Error) -> Error {
+        if self.facts.kind().is_socket() && socket::listens(src) {
             return probe::refuse_listener();
         }
         let error = Error::io(ErrorKind::Io, Some(Side::Source), error);
@@ -347,9 +367,10 @@ impl<S: AsFd, D: AsFd> FanOut<S, D> {
 
     /// Whether there are pipes for all, of one size, so that what fits one fits each.
     fn make_pipes(&mut self) -> bool {
+        self.trunk.take_if(|trunk| !trunk.is_ours());
         let size = self.trunk.as_ref().map_or(ROUND, PrivatePipe::capacity);
         for lane in self.lanes.iter_mut().filter(|lane| lane.error.is_none()) {
-            if lane.pipe.is_none() {
+            if !lane.pipe.as_ref().is_some_and(PrivatePipe::is_ours) {
                 lane.pipe = PrivatePipe::new(size).ok();
             }
             if lane
@@ -367,11 +388,11 @@ impl<S: AsFd, D: AsFd> FanOut<S, D> {
     }
 
     /// Waits until one of the sides is ready.
-    fn wait(&mut self, source: bool, destinations: &[usize]) {
+    fn wait(&mut self, src: BorrowedFd<'_>, source: bool, destinations: &[usize]) {
         self.refuses_for_ever();
         let mut sides = Vec::with_capacity(1 + destinations.len());
         if source {
-            sides.push((self.src.as_fd(), false));
+            sides.push((src, false));
         }
         let dsts = destinations
             .iter()

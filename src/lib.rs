@@ -65,7 +65,9 @@
 //! - **Zero copy is not promised either.** The kernel may copy silently, and on some pairs
 //!   read(2) and write(2) are the cheapest. The report names the backend; the promise is bytes.
 //! - **A blocking descriptor blocks.** [`Transfer::advance`] never waits on a non-blocking
-//!   descriptor; where one side is blocking, it waits on that side as the kernel's call does.
+//!   descriptor; where one side is blocking, it waits on that side as the kernel's call does. A blocking
+//!   socket's own time limit (`SO_RCVTIMEO`, `SO_SNDTIMEO`) holds: each signal makes the kernel begin it
+//!   anew, so from the first one on it is kept by a clock, and may last twice as long at most.
 //! - **Descriptors are shared.** An own position belongs to the open file description: another
 //!   process or thread that moves it moves it for the transfer. Explicit offsets are immune.
 //! - **Others may write to the same files.** What is delivered is what the source holds at that moment.
@@ -76,10 +78,22 @@
 //!   overlap; disks are told by device number, a partition and its disk by sysfs. What lies on a disk by
 //!   a detour is not: a loop device and its file, a volume of the device mapper and what it maps, a file
 //!   and the device of its filesystem.
-//! - **Record locks** (fcntl(2) `F_SETLK`) are gone once a process closes any descriptor of the file.
-//!   Some transfers open a file anew, or duplicate its descriptor, and close that: from a sparse
-//!   source with an explicit offset, with [`Cache::Bypass`], and, in `zcio::tokio`, of what is not in
-//!   the page cache. Locks of open file descriptions (`F_OFD_SETLK`, flock(2)) stay.
+//! - **Record locks** (fcntl(2) `F_SETLK`) are gone once a process closes any descriptor of the file. So
+//!   a file on which anybody has one when a transfer comes to it (the kernel does not always tell
+//!   whose) is neither opened anew nor duplicated: from an explicit offset its holes are copied, with
+//!   [`Cache::Bypass`] it goes through the page cache, and [`Backend::Direct`] by force is unfit.
+//!   Who takes a lock on a file while one of these transfers is under way with it, or while `zcio::tokio`
+//!   fetches it from the disk, loses that. Locks of open file descriptions (`F_OFD_SETLK`, flock(2)) stay.
+//! - **Permission listeners** (fanotify(7), `FAN_OPEN_PERM` and `FAN_ACCESS_PERM`) hold up whoever reads a
+//!   file until they answer, and whoever opens it: by its name a transfer opens none, but anew a sparse
+//!   source with an explicit offset, the files of [`Cache::Bypass`], and a destination with O_DIRECT for
+//!   bytes that fill no block. A listener that transfers files which it watches, on the thread that
+//!   answers, waits for itself.
+//! - **fork(2)** copies a transfer like all memory, and both processes have its descriptors. What is
+//!   in flight belongs to the process that advanced it last: in the other, drop the copy, which then
+//!   touches neither descriptor. Advanced in both, bytes in flight are delivered twice, or wait for
+//!   what the other has taken. With nothing in flight, each may go on for itself, as far as the two
+//!   share no position and no stream. A relay or a fan-out in a child has pipes of its own.
 //! - **Buffers above a descriptor are not seen.** What a `BufReader` has read ahead is not
 //!   transferred, and what a `BufWriter`, [`Stdout`](std::io::Stdout) or `tokio::fs::File` has not
 //!   flushed comes later, or at the same time: flush first.

@@ -35,5 +35,5 @@ pub use crate::sys::mapped::map_file_unchecked;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn map_file<F: AsFd>(file: F, range: Range<u64>) -> io::Result<Bytes> {
-    crate::sys::mapped::map_sealed(file, range)
+    crate::sys::mapped::map_sealed(file.as_fd(), range)
 }

@@ -194,7 +194,7 @@ impl<'a> Message<'a> {
             // The destination is not even looked at.
             return Ok(Report::nothing());
         }
-        self.start(dst)?.finish()
+        self.start(dst.as_fd())?.finish()
     }
 
     /// Starts to send it: nothing moves until the [`Sending`] is told to.

@@ -25,7 +25,7 @@ pub enum Cache {
     /// cached as well. For a large copy that nobody reads again soon.
     DropBehind,
     /// O_DIRECT, by the [`Direct`](crate::backend::Direct) backend, where a side is a file that
-    /// can do it; else as `DropBehind`.
+    /// can do it and has no record locks (see [Hazards](crate#hazards)); else as `DropBehind`.
     Bypass,
 }
 

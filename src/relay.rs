@@ -171,6 +171,9 @@ pub fn relay<A: AsFd, B: AsFd>(a: A, b: B) -> std::result::Result<RelayReport, R
 /// [`advance`](Self::advance) never waits on non-blocking sockets; it says what to wait for. Bytes in
 /// flight stay inside: to know what they are before letting go of it, [`into_report`].
 ///
+/// Each call asks both sockets for their descriptors once. An [`AsFd`] that answers another one later
+/// gets wrong bytes moved, and nothing worse.
+///
 /// [`into_report`]: Self::into_report
 #[derive(Debug)]
 #[must_use = "a relay moves nothing until it is advanced"]
@@ -190,21 +193,24 @@ impl<A: AsFd, B: AsFd> Relay<A, B> {
     /// The failure of one direction, with the exact counts of both. The relay is over then.
     pub fn advance(&mut self) -> std::result::Result<RelayStatus, RelayError> {
         let (a, b) = (self.a.as_fd(), self.b.as_fd());
-        let there = match self.a_to_b.advance(a, b) {
-            Ok(status) => status,
-            Err(error) => return Err(self.failed(Direction::AToB, error)),
+        let (there, back) = loop {
+            let there = match self.a_to_b.advance(a, b) {
+                Ok(status) => status,
+                Err(error) => return Err(self.failed(Direction::AToB, error)),
+            };
+            if self.options.closes_both() && self.a_to_b.is_done() {
+                self.b_to_a.stop();
+            }
+            let back = match self.b_to_a.advance(b, a) {
+                Ok(status) => status,
+                Err(error) => return Err(self.failed(Direction::BToA, error)),
+            };
+            if self.options.closes_both() && self.b_to_a.is_done() && self.a_to_b.stop() {
+                // What it waited for does not matter any more.
+                continue;
+            }
+            break (there, back);
         };
-        if self.options.closes_both() && self.a_to_b.is_done() {
-            self.b_to_a.stop();
-        }
-        let back = match self.b_to_a.advance(b, a) {
-            Ok(status) => status,
-            Err(error) => return Err(self.failed(Direction::BToA, error)),
-        };
-        if self.options.closes_both() && self.b_to_a.is_done() && self.a_to_b.stop() {
-            // What it waited for does not matter any more.
-            return self.advance();
-        }
         match (there, back) {
             (Status::Finished(_), Status::Finished(_)) => Ok(RelayStatus::Finished),
             (Status::Moved(_), _) | (_, Status::Moved(_)) => Ok(RelayStatus::Moved),
@@ -274,8 +280,8 @@ impl<A: AsFd, B: AsFd> Relay<A, B> {
     pub(crate) fn report(&mut self, unless_closed: RelayEnd) -> RelayReport {
         let closed = self.a_to_b.is_done() && self.b_to_a.is_done();
         RelayReport {
-            a_to_b: self.a_to_b.flow(self.a.as_fd()),
-            b_to_a: self.b_to_a.flow(self.b.as_fd()),
+            a_to_b: self.a_to_b.flow(),
+            b_to_a: self.b_to_a.flow(),
             end: if closed {
                 RelayEnd::Closed
             } else {

@@ -61,7 +61,7 @@ pub fn start<'a, S: Readiness, D: Readiness>(
     dst: &'a D,
     len: u64,
 ) -> Result<Transfer<Lent<'a, S>, Lent<'a, D>>> {
-    options.start(Lent(src), Lent(dst), len)
+    options.start(Lent::new(src), Lent::new(dst), len)
 }
 
 /// Advances a transfer to its end, awaiting the side that it waits for.
@@ -78,6 +78,7 @@ where
     D: AsFd + Readiness,
 {
     let (driver, src, dst) = transfer.apart();
+    let (src, dst) = (&Lent::new(src), &Lent::new(dst));
     require_nonblocking(Side::Source, driver.src_facts())?;
     require_nonblocking(Side::Destination, driver.dst_facts())?;
     let mut stride = Stride::default();
@@ -140,7 +141,7 @@ where
     if let Some(until) = mover.driver().resume_at() {
         sleep_until(until.into()).await;
     }
-    warm_up(mover.driver(), src, stride).await?;
+    warm_up(mover.driver(), src, stride).await;
     let status = attempt(mover, src, dst)?;
     match status {
         Status::Moved(bytes) => {

@@ -7,7 +7,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use crate::backend::{Backend, ZeroCopyTransfer};
-use crate::driver::{Driver, Plan};
+use crate::driver::{Audited, Driver, Plan};
 use crate::error::Result;
 use crate::report::{End, Progress, Report, Status};
 
@@ -21,6 +21,10 @@ use crate::report::{End, Progress, Report, Status};
 /// it, or taking it apart by [`into_parts`](Self::into_parts), rewinds a seekable source to the
 /// first byte that was not delivered; bytes in flight from a socket or a pipe would be lost, so
 /// [`reclaim`](Self::reclaim) them first.
+///
+/// Each call asks both ends for their descriptors once, and uses what they answer. An [`AsFd`] that
+/// answers another one later gets wrong bytes moved, as if the file behind a descriptor had been
+/// exchanged, and nothing worse.
 ///
 /// ```
 /// use std::io::{Read, Write};
@@ -64,6 +68,13 @@ impl<S: AsFd, D: AsFd> Transfer<S, D> {
     /// Starts a transfer by a backend of one's own: this one, without fallback, from both
     /// descriptors' own positions.
     ///
+    /// Its counts are held against the contract. A step that claims more than its limit, delivered or in
+    /// flight, or less than was in flight before, and a reclaim that gives back another number of bytes
+    /// are errors of kind [`InvalidData`](std::io::ErrorKind::InvalidData). What such a step says to have
+    /// moved is not counted; the bytes that the backend gives back are the error's. One that says that
+    /// the source has ended, with bytes in flight, ends the transfer: they can be
+    /// [taken back](Self::reclaim).
+    ///
     /// # Errors
     /// Where the descriptors cannot serve, or the backend's
     /// [`assess`](ZeroCopyTransfer::assess) says that it does not.
@@ -73,6 +84,7 @@ impl<S: AsFd, D: AsFd> Transfer<S, D> {
         len: u64,
         backend: Box<dyn ZeroCopyTransfer + Send>,
     ) -> Result<Self> {
+        let backend = Box::new(Audited::new(backend));
         let driver = Driver::with_backend(src.as_fd(), dst.as_fd(), len, backend)?;
         Ok(Self {
             driver,

@@ -256,27 +256,43 @@ fn a_header_written_into_a_delivered_hole_stays() {
     }
 }
 
+/// A record lock of this process on all of a file.
+fn lock(file: &File, kind: libc::c_int) {
+    // SAFETY: a `flock` is integers, for which zero is a value.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = kind as libc::c_short;
+    fcntl(file, FcntlArg::F_SETLK(&lock)).unwrap();
+}
+
+fn is_locked(file: &File) -> bool {
+    let (inode, mine) = (file.metadata().unwrap().ino(), std::process::id());
+    let locks = std::fs::read_to_string("/proc/locks").unwrap();
+    locks.lines().any(|line| {
+        line.contains("POSIX")
+            && line.contains(&format!(" {mine} "))
+            && line.contains(&format!(":{inode} "))
+    })
+}
+
+/// Whether record locks can be seen at all; says so where not.
+fn can_tell_locks() -> bool {
+    let file = make::disk_file();
+    lock(&file, libc::F_WRLCK);
+    if !is_locked(&file) {
+        skipped("record locks", "/proc/locks does not show this process's");
+    }
+    is_locked(&file)
+}
+
 /// Closing any descriptor of a file lets go of the process's record locks on it: fcntl(2).
 #[test]
 fn record_locks_survive_at_own_positions() {
-    let (src, dst) = (sparse(), make::disk_file());
-    // SAFETY: a `flock` is integers, for which zero is a value.
-    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
-    lock.l_type = libc::F_WRLCK as libc::c_short;
-    for file in [&src, &dst] {
-        fcntl(file, FcntlArg::F_SETLK(&lock)).unwrap();
+    if !can_tell_locks() {
+        return;
     }
-    let is_locked = |file: &File| {
-        let (inode, mine) = (file.metadata().unwrap().ino(), std::process::id());
-        let locks = std::fs::read_to_string("/proc/locks").unwrap();
-        locks.lines().any(|line| {
-            line.contains("POSIX")
-                && line.contains(&format!(" {mine} "))
-                && line.contains(&format!(":{inode} "))
-        })
-    };
-    if !is_locked(&src) {
-        return skipped("record locks", "/proc/locks does not show this process's");
+    let (src, dst) = (sparse(), make::disk_file());
+    for file in [&src, &dst] {
+        lock(file, libc::F_WRLCK);
     }
     (&src).rewind().unwrap();
     assert_eq!(
@@ -285,6 +301,112 @@ fn record_locks_survive_at_own_positions() {
     );
     assert!(is_locked(&src) && is_locked(&dst));
     assert!(content(&src) == content(&dst));
+}
+
+/// By every backend and policy, with explicit offsets, with O_DIRECT on either side and bytes that fill
+/// no block: whatever a transfer would open anew for, it goes without where there are locks.
+#[test]
+fn record_locks_survive_every_transfer() {
+    if !can_tell_locks() {
+        return;
+    }
+    let len = 9 * MIB + 777;
+    let whole = make::disk_file();
+    whole.write_all_at(&vec![7; len as usize], 0).unwrap();
+    whole.write_all_at(&[8; 100], len - 100).unwrap();
+    whole.sync_all().unwrap();
+    let caches = [
+        zcio::Cache::Normal,
+        zcio::Cache::DropBehind,
+        zcio::Cache::Bypass,
+    ];
+    let mut moved = 0;
+    for flags in [(false, false), (true, false), (false, true), (true, true)] {
+        for offsets in [None, Some(0), Some(5)] {
+            for backend in [None].into_iter().chain(Backend::ALL.map(Some)) {
+                for (cache, from) in caches.into_iter().flat_map(|cache| {
+                    [sparse(), whole.try_clone().unwrap()].map(|from| (cache, from))
+                }) {
+                    let case = format!("{flags:?} {offsets:?} {backend:?} {cache:?}");
+                    let open = |file: &File, direct: bool| {
+                        let direct = if direct {
+                            OFlag::O_DIRECT
+                        } else {
+                            OFlag::empty()
+                        };
+                        make::reopen(file, OFlag::O_RDWR | direct).map(File::from)
+                    };
+                    let to = make::disk_file();
+                    let (Ok(src), Ok(dst)) = (open(&from, flags.0), open(&to, flags.1)) else {
+                        skipped("O_DIRECT", "the temporary directory does not take it");
+                        continue;
+                    };
+                    lock(&src, libc::F_RDLCK);
+                    lock(&dst, libc::F_WRLCK);
+                    let mut options = TransferOptions::new();
+                    options.cache(cache);
+                    backend.map(|backend| options.backend(backend));
+                    offsets.map(|at| options.src_offset(at).dst_offset(at));
+                    match options.transfer(&src, &dst, u64::MAX) {
+                        Ok(report) => {
+                            let at = offsets.unwrap_or(0) as usize;
+                            assert!(content(&from)[at..] == content(&to)[at..], "{case}");
+                            assert_eq!(report.bytes as usize, content(&to).len() - at, "{case}");
+                            moved += 1;
+                        }
+                        Err(error) => {
+                            assert_eq!(error.kind(), ErrorKind::Unfit, "{case}: {error}");
+                            assert!(backend.is_some(), "{case}: {error}");
+                        }
+                    }
+                    assert!(is_locked(&src), "{case}: the source");
+                    assert!(is_locked(&dst), "{case}: the destination");
+                }
+            }
+        }
+    }
+    assert!(moved > 60, "{moved}");
+}
+
+/// A cold file is fetched by a thread of the pool, which has a descriptor of it where nothing is locked.
+#[cfg(feature = "tokio")]
+#[test]
+fn record_locks_survive_a_file_that_is_fetched() {
+    if !can_tell_locks() {
+        return;
+    }
+    let src = make::disk_file();
+    src.write_all_at(&vec![7; 5 * MIB as usize], 0).unwrap();
+    src.sync_all().unwrap();
+    let advice = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .unwrap();
+    for message in [false, true] {
+        nix::fcntl::posix_fadvise(&src, 0, 0, advice).unwrap();
+        lock(&src, libc::F_WRLCK);
+        runtime.block_on(async {
+            let (near, mut far) = make::unix();
+            near.set_nonblocking(true).unwrap();
+            let near = tokio::net::UnixStream::from_std(near).unwrap();
+            let read = thread::spawn(move || {
+                let mut all = Vec::new();
+                far.read_to_end(&mut all).unwrap();
+                all
+            });
+            if message {
+                let part = zcio::Message::new().file(&src, 0..5 * MIB);
+                zcio::tokio::send(&part, &near).await.unwrap();
+            } else {
+                (&src).rewind().unwrap();
+                zcio::tokio::transfer(&src, &near, u64::MAX).await.unwrap();
+            }
+            drop(near);
+            assert!(read.join().unwrap() == vec![7; 5 * MIB as usize]);
+        });
+        assert!(is_locked(&src), "message: {message}");
+    }
 }
 
 /// A lease of this very process on the source: nobody waits for it to be given up.

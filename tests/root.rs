@@ -40,6 +40,8 @@ mod reflink;
 mod second;
 #[path = "root/second.rs"]
 mod second_writer;
+#[path = "root/setup.rs"]
+mod setup;
 #[path = "root/sparse.rs"]
 mod sparse;
 
@@ -239,6 +241,26 @@ fn a_slow_link_costs_no_processor_time() {
 #[ignore = "root: becomes another user"]
 fn pipes_past_the_users_share() {
     alone("pipes_past_the_users_share", 60, pipes::past_the_soft_limit);
+}
+
+#[test]
+#[ignore = "root: unmounts /proc in a namespace of its own"]
+fn without_proc_what_needs_it_gives_way() {
+    alone(
+        "without_proc_what_needs_it_gives_way",
+        60,
+        setup::without_proc,
+    );
+}
+
+#[test]
+#[ignore = "root: reserves huge pages"]
+fn huge_pages_are_mapped_and_unmapped_whole() {
+    alone(
+        "huge_pages_are_mapped_and_unmapped_whole",
+        60,
+        setup::huge_pages,
+    );
 }
 
 #[test]

@@ -5,9 +5,11 @@
 //! no other backend keeps to, or where [`Cache::Bypass`](crate::Cache::Bypass) was asked for.
 //!
 //! A side without O_DIRECT is opened anew through `/proc/thread-self/fd`: the flag belongs to the open
-//! file description, which others may share, so the caller's is never touched. What does not fill
-//! an aligned block at either end of the destination goes through the page cache. That the kernel
-//! accepted it proves nothing: Btrfs, tmpfs and FUSE take O_DIRECT, and may buffer all the same.
+//! file description, which others may share, so the caller's is never touched. A file with record locks
+//! (fcntl(2)) is not, since closing it again would drop them: it goes through the page cache. What does
+//! not fill an aligned block at either end of the destination goes through the page cache as well; where
+//! the caller's descriptor has O_DIRECT, by a description that is open for that write alone. That the
+//! kernel accepted it proves nothing: Btrfs, tmpfs and FUSE take O_DIRECT, and may buffer all the same.
 //!
 //! From 8 MiB on, a file is read ahead of where it is written, so that the device always has something
 //! to do: see `ahead`. A step then lasts for up to 256 MiB, unless the chunk size is less. One thing at
@@ -31,7 +33,7 @@ use crate::sys::errno::{self, Call};
 use crate::sys::{AlignedBuf, call};
 
 use ahead::Ahead;
-use sides::{PAGE, Sides};
+use sides::Sides;
 
 /// The most that one call moves. Larger ones gained nothing on the devices we measured.
 const BUFFER: usize = 4 << 20;
@@ -119,7 +121,8 @@ impl Direct {
             let want = limit.min(BUFFER - skip);
             let block = at - skip as u64;
             // Nothing lies beyond the largest offset, and a call that reaches there is refused.
-            let most = usize::try_from(i64::MAX as u64 - block).unwrap_or(usize::MAX);
+            let most =
+                usize::try_from((i64::MAX as u64).saturating_sub(block)).unwrap_or(usize::MAX);
             let end = (skip + want).next_multiple_of(align).min(room).min(most);
             let into = &mut bytes[align..align + end];
             let mut read = call::pread(sides.src.direct(src), into, block)?;
@@ -184,14 +187,7 @@ impl Direct {
             count.min(align - into_block)
         };
         let from = &buf.as_slice()[self.held.start..self.held.start + part];
-        let fd = sides.dst.buffered(dst);
-        let written = call::pwrite(fd, from, at)?;
-        // To leave no page behind. Dropping them is advice; that they could not be written back is told
-        // to whoever waits for it, and to nobody after him.
-        let (first, last) = (at - into_block as u64, at + written as u64);
-        let pages = (last - first).next_multiple_of(PAGE as u64);
-        call::write_back(fd, first, pages, true)?;
-        let _ = call::drop_cached(fd, first, pages);
+        let written = sides.dst.write_part(dst, from, at)?;
         let _ = dst.seek_by(written as i64);
         Ok(written)
     }
@@ -239,7 +235,7 @@ impl ZeroCopyTransfer for Direct {
         if self.sides.is_none() {
             match Sides::find(self.reopen, src, dst) {
                 Ok(sides) => self.sides = Some(sides),
-                Err(e) => return super::unfit_or_fault(Call::SetUp, None, e),
+                Err(outcome) => return outcome,
             }
         }
         if let Some(fault) = self.fault.take() {
@@ -258,7 +254,7 @@ impl ZeroCopyTransfer for Direct {
                 Ok(_) => {}
                 Err(e) if errno::would_block(&e) => return Ok(Step::Blocked(Side::Source)),
                 Err(e) if self.held.is_empty() => {
-                    return super::unfit_or_fault(Call::SetUp, Some(Side::Source), e);
+                    return super::unfit_or_fault(Call::Read, Some(Side::Source), e);
                 }
                 Err(e) => return Err(Fault::new(Side::Source, e)),
             }

@@ -13,8 +13,6 @@
 use std::io;
 use std::num::NonZeroUsize;
 
-use nix::unistd::Whence;
-
 use super::{Backend, Endpoint, Fault, Side, Step, Unfit, ZeroCopyTransfer};
 use crate::sys::errno::{self, Call};
 use crate::sys::{Mapping, call};
@@ -54,65 +52,68 @@ impl Mmap {
         Self::default()
     }
 
-    /// The source's size now. Seen shrinking below `at` after a window promised more, it is a
-    /// truncation and not an end.
-    fn size(&mut self, src: &Endpoint<'_>, at: u64) -> Result<u64, Fault> {
+    /// The source's size now, and that of its blocks. Seen shrinking below `at` after a window promised
+    /// more, it is a truncation and not an end.
+    fn size(&mut self, src: &Endpoint<'_>, at: u64) -> Result<(u64, u64), Outcome> {
         let size = if src.kind() == super::Kind::BlockDevice {
             // st_size is 0 for these.
-            block_device_size(src)
+            call::device_size(src.fd()).map(|size| (size, 1))
         } else {
-            call::stat(src.fd()).map(|stat| stat.size)
+            call::stat(src.fd()).map(|stat| (stat.size, stat.block))
         };
-        let size = size.map_err(|e| Fault::new(Side::Source, e))?;
+        let (size, block) = size.map_err(refused)?;
         if size <= at && self.promised > at {
-            return Err(truncated());
+            return Err(Err(truncated()));
         }
         self.promised = size;
-        Ok(size)
+        Ok((size, block))
     }
 
-    /// Maps the window that holds `at`, unless it is mapped already. `Some` is the step's outcome
+    /// Maps the window that holds `at`, unless it is mapped already. An error is the step's outcome
     /// where that is not possible.
-    fn map(&mut self, src: &Endpoint<'_>, at: u64, limit: u64) -> Result<Option<Step>, Fault> {
+    fn map(&mut self, src: &Endpoint<'_>, at: u64, limit: u64) -> Result<(), Outcome> {
         let window = self.window.as_ref();
         let end = window.filter(|w| w.start <= at).map_or(0, Window::end);
-        if end > at && !is_cut(src, end)? {
-            return Ok(None);
+        if end > at && !is_cut(src, end).map_err(refused)? {
+            return Ok(());
         }
         self.window = None;
         let promised = self.promised;
-        let size = self.size(src, at)?;
+        let (size, block) = self.size(src, at)?;
         if end > at {
             // What is left of it goes; that more was promised is said behind it.
             self.promised = promised;
         }
         let len = WINDOW.min(limit).min(size.saturating_sub(at));
         let Some(len) = usize::try_from(len).ok().filter(|len| *len > 0) else {
-            return Ok(Some(Step::Ended));
+            return Err(Ok(Step::Ended));
         };
         // A page behind the true end reads as zeros. Where the size may be made up, read(2) knows.
         let last = at + len as u64 - 1;
         let known = src.facts().has_own_size();
         if !known && matches!(call::pread(src.fd(), &mut [0], last), Ok(0)) {
-            return Ok(Some(Step::Unfit(Unfit::FalseEnd)));
+            return Err(Ok(Step::Unfit(Unfit::FalseEnd)));
         }
-        match Mapping::new(src.fd(), at, len) {
-            Ok(mapping) => {
-                self.window = Some(Window { mapping, start: at });
-                Ok(None)
-            }
-            Err(e) => super::unfit_or_fault(Call::SetUp, Some(Side::Source), e).map(Some),
-        }
+        let mapping = Mapping::new(src.fd(), at, len, block).map_err(refused)?;
+        self.window = Some(Window { mapping, start: at });
+        Ok(())
     }
 }
 
+/// What a step comes to where nothing can be written.
+type Outcome = Result<Step, Fault>;
+
+/// What a mapping needs cannot be had: others read the file without.
+fn refused(error: io::Error) -> Outcome {
+    super::unfit_or_fault(Call::SetUp, Some(Side::Source), error)
+}
+
 /// Whether the file ends before `end`.
-fn is_cut(src: &Endpoint<'_>, end: u64) -> Result<bool, Fault> {
+fn is_cut(src: &Endpoint<'_>, end: u64) -> io::Result<bool> {
     if src.kind() == super::Kind::BlockDevice {
         return Ok(false);
     }
-    let stat = call::stat(src.fd()).map_err(|e| Fault::new(Side::Source, e))?;
-    Ok(stat.size < end)
+    Ok(call::stat(src.fd())?.size < end)
 }
 
 /// Whether a page of the mapping could not be had.
@@ -126,14 +127,6 @@ fn truncated() -> Fault {
         Side::Source,
         io::Error::new(io::ErrorKind::UnexpectedEof, text),
     )
-}
-
-/// The size of a block device, by a description of our own so that no position moves.
-fn block_device_size(src: &Endpoint<'_>) -> io::Result<u64> {
-    use nix::fcntl::OFlag;
-    use std::os::fd::AsFd;
-    let own = call::reopen(src.fd(), OFlag::O_RDONLY)?;
-    call::seek(own.as_fd(), 0, Whence::SeekEnd)
 }
 
 impl ZeroCopyTransfer for Mmap {
@@ -156,9 +149,12 @@ impl ZeroCopyTransfer for Mmap {
         if std::mem::take(&mut self.cut) {
             return Err(truncated());
         }
-        let at = src.position().map_err(|e| Fault::new(Side::Source, e))?;
-        if let Some(outcome) = self.map(src, at, limit.get() as u64)? {
-            return Ok(outcome);
+        let at = match src.position() {
+            Ok(at) => at,
+            Err(e) => return refused(e),
+        };
+        if let Err(outcome) = self.map(src, at, limit.get() as u64) {
+            return outcome;
         }
         let Some(window) = &self.window else {
             return Ok(Step::Ended);
@@ -191,7 +187,7 @@ impl ZeroCopyTransfer for Mmap {
             Err(e) if errno::would_block(&e) => Ok(Step::Blocked(Side::Destination)),
             Err(e) if is_fault(&e) => {
                 self.window = None;
-                Err(self.why_gone(src, at, e))
+                self.why_gone(src, at, e)
             }
             Err(e) => Err(Fault::new(Side::Destination, e)),
         }
@@ -199,14 +195,15 @@ impl ZeroCopyTransfer for Mmap {
 }
 
 impl Mmap {
-    /// A page of the window could not be had: the file is shorter now, or reading it fails.
-    fn why_gone(&mut self, src: &Endpoint<'_>, at: u64, fault: io::Error) -> Fault {
-        match self.size(src, at) {
-            Err(fault) => fault,
-            Ok(_) => match call::pread(src.fd(), &mut [0], at) {
-                Err(e) => Fault::new(Side::Source, e),
-                Ok(_) => Fault::new(Side::Source, fault),
+    /// A page of the window could not be had: the file is shorter now, or reading it fails. Or it can
+    /// be read and not mapped, and another way does that.
+    fn why_gone(&mut self, src: &Endpoint<'_>, at: u64, fault: io::Error) -> Outcome {
+        self.size(src, at).map_or_else(
+            |outcome| outcome,
+            |_| match call::pread(src.fd(), &mut [0], at) {
+                Err(e) if !errno::is_unfit(Call::Read, &e) => Err(Fault::new(Side::Source, e)),
+                _ => refused(fault),
             },
-        }
+        )
     }
 }

@@ -150,7 +150,9 @@ impl FromStr for Backend {
 ///   offset has its own position moved by exactly what was taken or delivered; a backend that
 ///   works by offset sets it afterwards ([`Endpoint::seek_by`]).
 /// - **C9** A private pipe that still holds bytes is destroyed, never pooled.
-/// - **C10** EINTR and EAGAIN never escape, and nothing is assumed of what the kernel may answer.
+/// - **C10** EAGAIN never escapes, nor does EINTR from a signal, and nothing is assumed of what the
+///   kernel may answer. EINTR that a call answers for ever though there is nothing to wait for (a
+///   filesystem's daemon may) is a failure of that side, after a thousand in a row.
 ///
 /// A step that moved something and then failed says [`Step::Moved`]; the failure comes with the
 /// next step.

@@ -47,12 +47,12 @@ impl ZeroCopyTransfer for Reflink {
         limit: NonZeroUsize,
     ) -> Result<Step, Fault> {
         let block = src.facts().block_size();
-        let stat = call::stat(src.fd()).map_err(|e| Fault::new(Side::Source, e))?;
-        let size = stat.size;
-        let from = src.position().map_err(|e| Fault::new(Side::Source, e))?;
-        let to = dst
-            .position()
-            .map_err(|e| Fault::new(Side::Destination, e))?;
+        // It works by offset: where there is none, or no size, another way does without.
+        let places = || Ok((call::stat(src.fd())?.size, src.position()?, dst.position()?));
+        let (size, from, to) = match places() {
+            Ok(places) => places,
+            Err(e) => return super::unfit_or_fault(Call::SetUp, None, e),
+        };
         let Some(left @ 1..) = size.checked_sub(from) else {
             return Ok(Step::Ended);
         };

@@ -129,7 +129,7 @@ impl Splice {
         dst: &Endpoint<'_>,
         limit: usize,
     ) -> Result<Option<Step>, Fault> {
-        let pipe = match self.pipe.take() {
+        let pipe = match self.pipe.take().filter(PrivatePipe::is_ours) {
             Some(pipe) => pipe,
             None => match self.pipe(limit) {
                 Ok(pipe) => pipe,

@@ -161,15 +161,21 @@ impl Driver {
         if held == 0 {
             return Ok(Bytes::new());
         }
-        let mut bytes = BytesMut::new();
-        let given = self.backend.reclaim(&mut bytes);
+        let handed_back = self.hand_back();
         // An explicit offset follows from the counts; the descriptor's own position does not.
-        let back = -(held as i64);
+        let back = i64::try_from(held).map_or(i64::MIN, |held| -held);
         let rewound = self.src.base.is_some()
             || self.src.facts.kind().is_cached() && call::seek(src, back, Whence::SeekCur).is_ok();
         if rewound {
             return Ok(Bytes::new());
         }
+        handed_back
+    }
+
+    /// The bytes in flight themselves, wherever the source stands.
+    pub(crate) fn hand_back(&mut self) -> Result<Bytes> {
+        let mut bytes = BytesMut::new();
+        let given = self.backend.reclaim(&mut bytes);
         let bytes = bytes.freeze();
         match given {
             Ok(()) => Ok(bytes),

@@ -16,8 +16,8 @@ use crate::policy::Cache;
 use crate::prealloc::Prealloc;
 use crate::probe::{self, Queue, Wishes};
 use crate::report::{End, Shares};
-use crate::sys::call;
 use crate::sys::sigpipe::Shield;
+use crate::sys::{call, fork};
 
 impl Driver {
     pub(crate) fn start(
@@ -108,6 +108,7 @@ impl Driver {
             shares: Shares::NONE,
             end: End::Stopped,
             syscalls: 0,
+            process: fork::process(),
             shield: Shield::new(raises),
             holes: holes.map(Box::new),
             prealloc,

@@ -98,12 +98,12 @@ impl<D: AsFd> Lane<D> {
             }
         }
         if self.backlog.is_empty() {
-            self.spill()?;
+            spill(self.pipe.as_ref(), &mut self.held, &mut self.backlog)?;
         }
         let Some(first) = self.backlog.front_mut() else {
             return Ok(0);
         };
-        let written = call::write(self.dst.as_fd(), first)?;
+        let written = call::write(dst, first)?;
         first.advance(written);
         if first.is_empty() {
             self.backlog.pop_front();
@@ -111,17 +111,8 @@ impl<D: AsFd> Lane<D> {
         Ok(written)
     }
 
-    /// Copies what the pipe holds into memory.
     fn spill(&mut self) -> io::Result<()> {
-        let held = std::mem::take(&mut self.held);
-        let Some(pipe) = self.pipe.as_ref().filter(|_| held > 0) else {
-            return Ok(());
-        };
-        let mut bytes = BytesMut::zeroed(held);
-        let (got, result) = pipe.take(&mut bytes);
-        bytes.truncate(got);
-        self.backlog.push_back(bytes.freeze());
-        result
+        spill(self.pipe.as_ref(), &mut self.held, &mut self.backlog)
     }
 
     pub(super) fn spill_or_fail(&mut self) {
@@ -147,6 +138,23 @@ impl<D: AsFd> Lane<D> {
         let error = Error::io(ErrorKind::Io, Some(Side::Destination), error).by(backend);
         self.error = Some(error.after(self.delivered, undelivered.freeze()));
     }
+}
+
+/// Copies what the pipe holds into memory.
+fn spill(
+    pipe: Option<&PrivatePipe>,
+    held: &mut usize,
+    backlog: &mut VecDeque<Bytes>,
+) -> io::Result<()> {
+    let held = std::mem::take(held);
+    let Some(pipe) = pipe.filter(|_| held > 0) else {
+        return Ok(());
+    };
+    let mut bytes = BytesMut::zeroed(held);
+    let (got, result) = pipe.take(&mut bytes);
+    bytes.truncate(got);
+    backlog.push_back(bytes.freeze());
+    result
 }
 
 /// Looks at a descriptor, and refuses one that cannot serve.

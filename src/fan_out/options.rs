@@ -2,8 +2,8 @@
 
 use std::os::fd::AsFd;
 
-use super::FanOut;
 use super::lane::{Lane, check};
+use super::{Fan, FanOut};
 use crate::backend::{Kind, Side};
 use crate::error::Result;
 use crate::pace::Stalls;
@@ -77,8 +77,7 @@ impl FanOutOptions {
             || facts.kind() == Kind::CharDevice
             || facts.is_direct();
         let (options, trunk) = (self.clone(), None);
-        Ok(FanOut {
-            src,
+        let fan = Fan {
             facts,
             lanes,
             options,
@@ -88,6 +87,7 @@ impl FanOutOptions {
             taken: 0,
             ended: false,
             stalls: Stalls::default(),
-        })
+        };
+        Ok(FanOut { src, fan })
     }
 }

@@ -5,12 +5,13 @@ use std::num::NonZeroUsize;
 #[cfg(feature = "tokio")]
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::run::{Run, read_at};
+use super::run::{PIECES, Run, read_at};
 use super::zerocopy::ZeroCopy;
-use super::{Message, Part};
+use super::{Message, Part, SharedFile};
 #[cfg(feature = "tokio")]
 use crate::backend::FAIR;
 use crate::backend::{Backend, Facts, Kind, Side, Unfit};
@@ -177,8 +178,11 @@ impl<'a> Core<'a> {
                 _ => Status::Blocked(Side::Destination),
             });
         }
+        // The one file that this call has to do with, asked for its descriptor once.
+        let file = self.near_file();
+        let src = file.as_ref().map(|file| file.as_fd());
         if !self.is_at_driver() {
-            let Some(mut run) = self.collect(dst)? else {
+            let Some(mut run) = self.collect(src, dst)? else {
                 return Ok(Status::Blocked(Side::Source));
             };
             if !run.is_empty() {
@@ -195,12 +199,10 @@ impl<'a> Core<'a> {
                 };
             }
         }
-        let (Some((_, driver)), Some(Part::File { file, .. })) =
-            (&mut self.file, self.parts.get(self.index))
-        else {
+        let (Some((_, driver)), Some(src)) = (&mut self.file, src) else {
             return Ok(Status::Finished(End::Complete));
         };
-        match driver.advance(file.as_fd(), dst)? {
+        match driver.advance(src, dst)? {
             Status::Moved(bytes) => {
                 let backend = driver.backend();
                 self.held_back = false;
@@ -218,6 +220,16 @@ impl<'a> Core<'a> {
         }
     }
 
+    /// The first file that a call from here on can come to.
+    fn near_file(&self) -> Option<SharedFile<'a>> {
+        let near = self.parts[self.index..].iter().take(PIECES + 1);
+        let mut files = near.filter_map(|part| match part {
+            Part::File { file, .. } => Some(Arc::clone(file)),
+            Part::Bytes(_) => None,
+        });
+        files.next()
+    }
+
     fn is_at_driver(&self) -> bool {
         let at = self.gone + self.index;
         self.file.as_ref().is_some_and(|(part, _)| *part == at)
@@ -227,7 +239,7 @@ impl<'a> Core<'a> {
     /// on to the one after. Where a file has to go by a driver, that is made here, so that one that
     /// cannot serve is found out before what stands in front of it has gone. `None` where a small
     /// file is not at hand.
-    fn collect(&mut self, dst: BorrowedFd<'_>) -> Result<Option<Run>> {
+    fn collect(&mut self, src: Option<BorrowedFd<'_>>, dst: BorrowedFd<'_>) -> Result<Option<Run>> {
         let mut run = Run::default();
         let mut from = self.offset;
         for at in self.index..self.parts.len() {
@@ -237,17 +249,18 @@ impl<'a> Core<'a> {
             match &self.parts[at] {
                 Part::Bytes(bytes) => run.add_memory(bytes.slice(from as usize..)),
                 Part::File { .. } if run.has_file() => break,
-                Part::File { file, range } => {
+                Part::File { range, .. } => {
+                    let Some(src) = src else { break };
                     let (start, len) = (range.start + from, range.end - range.start - from);
-                    let inline = (len <= INLINE)
-                        .then(|| read_at(file.as_fd(), start, len as usize, self.at_hand));
+                    let inline =
+                        (len <= INLINE).then(|| read_at(src, start, len as usize, self.at_hand));
                     match inline {
                         Some(Ok(Some(buf))) => run.add_file(buf, len as usize),
                         Some(Ok(None)) => return Err(truncated().by(Backend::ReadWrite)),
                         Some(Err(e)) if self.at_hand && errno::would_block(&e) => return Ok(None),
                         // A large one; or the driver finds a way, or tells what the matter is.
                         Some(Err(_)) | None => {
-                            self.prepare(at, from, dst)?;
+                            self.prepare(at, from, src, dst)?;
                             break;
                         }
                     }
@@ -260,13 +273,19 @@ impl<'a> Core<'a> {
     }
 
     /// Makes a driver for what is left of a file part, from `from` on, unless there is one.
-    fn prepare(&mut self, at: usize, from: u64, dst: BorrowedFd<'_>) -> Result<()> {
+    fn prepare(
+        &mut self,
+        at: usize,
+        from: u64,
+        src: BorrowedFd<'_>,
+        dst: BorrowedFd<'_>,
+    ) -> Result<()> {
         let place = self.gone + at;
         let made = self.file.as_ref().is_some_and(|(part, _)| *part == place);
-        let (false, Some(Part::File { file, range })) = (made, self.parts.get(at)) else {
+        let (false, Some(Part::File { range, .. })) = (made, self.parts.get(at)) else {
             return Ok(());
         };
-        let (src, len) = (file.as_fd(), range.end - range.start - from);
+        let len = range.end - range.start - from;
         let mut plan = Plan::default();
         plan.wishes.src_offset = Some(range.start + from);
         plan.wishes.denied[Backend::Splice as usize] = len < WORTH_A_PIPE;

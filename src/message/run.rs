@@ -10,7 +10,7 @@ use crate::sys::aligned::{self, AlignedBuf};
 use crate::sys::{call, errno};
 
 /// The most pieces of one gather, far below IOV_MAX.
-const PIECES: usize = 64;
+pub(super) const PIECES: usize = 64;
 
 /// What one call sends.
 #[derive(Default)]

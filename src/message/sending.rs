@@ -15,6 +15,9 @@ use crate::sys::zerocopy;
 /// [`extend`](Self::extend) gives it the next message for the same destination, which is then not
 /// looked at again: one sending can serve a connection for as long as it lives.
 ///
+/// Each call asks the destination, and the file that it comes to, for its descriptor once. An [`AsFd`]
+/// that answers another one later gets wrong bytes sent, and nothing worse.
+///
 /// ```
 /// use std::io::{Read, Write};
 /// use std::os::unix::net::UnixStream;

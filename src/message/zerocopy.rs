@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use crate::sys::zerocopy;
+use crate::sys::{fork, zerocopy};
 
 /// What the kernel still sends from, by socket; there is an entry where anybody uses `MSG_ZEROCOPY`, or
 /// has left sends behind.
@@ -36,6 +36,8 @@ pub(super) struct ZeroCopy {
     pub(super) on: bool,
     /// It was allowed by this crate.
     ours: bool,
+    /// The process that sends: what the kernel says is for that one.
+    process: u64,
 }
 
 impl ZeroCopy {
@@ -53,12 +55,16 @@ impl ZeroCopy {
             socket,
             on,
             ours: on,
+            process: fork::process(),
         })
     }
 
     /// Takes what the kernel has said, and forbids `MSG_ZEROCOPY` again where that was allowed for us
     /// and nothing is left of it.
     pub(super) fn close(&mut self, fd: BorrowedFd<'_>) {
+        if self.process != fork::process() {
+            return;
+        }
         // Nobody is left to tell.
         let _ = self.reap(fd);
         if !std::mem::take(&mut self.ours) {

@@ -155,9 +155,9 @@ impl Pump {
     }
 
     /// This direction's report. What is in flight is taken out.
-    pub(super) fn flow(&mut self, src: BorrowedFd<'_>) -> Flow {
+    pub(super) fn flow(&mut self) -> Flow {
         if self.driver.in_flight() > 0 {
-            self.undelivered = match self.driver.reclaim(src) {
+            self.undelivered = match self.driver.hand_back() {
                 Ok(bytes) => bytes,
                 Err(error) => error.into_undelivered(),
             };

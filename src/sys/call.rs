@@ -2,6 +2,7 @@
 //! wait, those on a file, and here what is common to all.
 
 mod files;
+mod interrupted;
 mod looking;
 mod moving;
 mod waiting;
@@ -15,6 +16,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::Shutdown;
 
 pub(crate) use files::*;
+pub(super) use interrupted::wait_out;
 pub(crate) use looking::*;
 pub(crate) use moving::*;
 pub(crate) use waiting::*;
@@ -40,22 +42,43 @@ pub(super) fn count(calls: u64) {
 /// (`SO_ZEROCOPY` on a UNIX socket of Linux 5.10, some drivers and filesystems).
 const ENOTSUPP: i32 = 524;
 
-/// Runs one call until it is not interrupted (EINTR).
+/// Runs one call that does not wait until it is not interrupted (EINTR), or has been so often that
+/// this is no signal's doing: the kernel, or a daemon behind a filesystem, answers it for ever.
 #[inline]
 pub(super) fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> io::Result<T> {
-    loop {
-        count(1);
-        match call() {
-            Err(Errno::EINTR) => {}
-            // A number that nix has no name for: without this it would say "success".
-            Err(Errno::UnknownErrno) => {
-                return Err(io::Error::from_raw_os_error(match Errno::last_raw() {
-                    ENOTSUPP => libc::EOPNOTSUPP,
-                    number => number,
-                }));
-            }
-            other => return other.map_err(io::Error::from),
-        }
+    count(1);
+    match call() {
+        Ok(answer) => Ok(answer),
+        Err(errno) => interrupted::failed(errno, call),
+    }
+}
+
+/// Runs one call that moves bytes, between whatever `sides` it has (`true`: written to), and may wait
+/// for each of these.
+#[inline]
+pub(super) fn retry_moving<T, const N: usize>(
+    sides: [(BorrowedFd<'_>, bool); N],
+    mut call: impl FnMut() -> nix::Result<T>,
+) -> io::Result<T> {
+    count(1);
+    match call() {
+        Ok(answer) => Ok(answer),
+        Err(errno) => interrupted::failed_moving(errno, sides, call),
+    }
+}
+
+/// So many interruptions in a row are no signals.
+const ENDLESS: u32 = 1000;
+
+/// An error that a call has answered.
+fn told(errno: Errno) -> io::Error {
+    match errno {
+        // A number that nix has no name for: without this it would say "success".
+        Errno::UnknownErrno => io::Error::from_raw_os_error(match Errno::last_raw() {
+            ENOTSUPP => libc::EOPNOTSUPP,
+            number => number,
+        }),
+        errno => errno.into(),
     }
 }
 

@@ -9,7 +9,10 @@ pub(crate) enum Call {
     Sendfile,
     CopyFileRange,
     Clone,
-    /// Setting a mechanism up: pipe2(2), mmap(2), open(2) of a second description.
+    /// read(2) where another way may read: with O_DIRECT, or of what is mapped.
+    Read,
+    /// Setting a mechanism up: mmap(2), open(2) of a second description, the position or the size of
+    /// a file of which it needs that.
     SetUp,
 }
 
@@ -22,9 +25,16 @@ pub(crate) fn is_unfit(call: Call, error: &io::Error) -> bool {
         return false;
     };
     match number {
+        // Whatever it is that cannot be had, there are mechanisms that need none of it.
+        libc::ENOSPC | libc::EDQUOT | libc::EPIPE | libc::ECONNRESET => false,
+        _ if call == Call::SetUp => true,
         // The descriptor has no such operation, or the kernel has no such call. EPERM and EACCES
         // come from seccomp profiles as well as from immutable files; read/write tells which.
         libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP | libc::EPERM | libc::EACCES => true,
+        // A file that does not seek takes no offset from these, or from nobody.
+        libc::ESPIPE => true,
+        // Answered for ever: read/write tells which side it is of.
+        libc::EINTR => true,
         // The call's own resources, not the caller's.
         libc::ENOMEM => call != Call::CopyFileRange && call != Call::Clone,
         // Lustre answers ENODATA; an offset near the end of the range answers EOVERFLOW.
@@ -35,16 +45,8 @@ pub(crate) fn is_unfit(call: Call, error: &io::Error) -> bool {
         }
         // CIFS answers EIO and ENOENT, kernel 6.17 a spurious EFBIG at the end of the range.
         libc::EIO | libc::ENOENT | libc::EFBIG if call == Call::CopyFileRange => true,
-        // No descriptor left, no /proc, a path that may not be opened again.
-        libc::EMFILE
-        | libc::ENFILE
-        | libc::ENODEV
-        | libc::ENOENT
-        | libc::ENXIO
-        | libc::ELOOP
-        | libc::EROFS => call == Call::SetUp,
         // A lock lease or a file lock in the way: the slow way waits for it, or says it better.
-        libc::EAGAIN => matches!(call, Call::CopyFileRange | Call::Clone | Call::SetUp),
+        libc::EAGAIN => matches!(call, Call::CopyFileRange | Call::Clone),
         _ => false,
     }
 }
@@ -55,6 +57,23 @@ pub(crate) fn is_forbidden(error: &io::Error) -> bool {
         error.raw_os_error(),
         Some(libc::ENOSYS | libc::EPERM | libc::EACCES)
     )
+}
+
+/// The kind of an error that leaves this crate. Neither EAGAIN nor EINTR is one that a caller may wait or
+/// call once more for: that has been done.
+pub(crate) fn told_kind(error: &io::Error) -> io::ErrorKind {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => io::ErrorKind::ResourceBusy,
+        kind => kind,
+    }
+}
+
+/// An error as it leaves this crate: see [`told_kind`].
+pub(crate) fn told(error: io::Error) -> io::Error {
+    match told_kind(&error) {
+        kind if kind == error.kind() => error,
+        kind => io::Error::new(kind, error),
+    }
 }
 
 /// Whether `error` is EAGAIN.
@@ -142,6 +161,7 @@ mod tests {
             Call::Sendfile,
             Call::CopyFileRange,
             Call::Clone,
+            Call::Read,
             Call::SetUp,
         ];
         for call in calls {
@@ -159,6 +179,26 @@ mod tests {
         assert!(is_unfit(Call::CopyFileRange, &eio));
         assert!(!is_unfit(Call::Sendfile, &eio));
         assert!(!is_unfit(Call::Splice, &eio));
+        assert!(!is_unfit(Call::Read, &eio));
         assert!(!is_destinations(&eio));
+    }
+
+    #[test]
+    fn what_cannot_be_set_up_is_unfit_whatever_the_number() {
+        for number in [
+            libc::EMFILE,
+            libc::ENFILE,
+            libc::ENOENT,
+            libc::ENOTDIR,
+            libc::ESPIPE,
+            libc::ENOTTY,
+            libc::ETXTBSY,
+            libc::EIO,
+            libc::EINTR,
+            libc::EAGAIN,
+        ] {
+            let error = io::Error::from_raw_os_error(number);
+            assert!(is_unfit(Call::SetUp, &error), "{error}");
+        }
     }
 }

@@ -4,21 +4,24 @@
 
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::slice;
 
 use bytes::Bytes;
-use memmap2::MmapOptions;
+use memmap2::MmapRaw;
 
-use super::call;
+use super::mapping::whole_blocks;
+use super::{call, errno};
 
 /// Maps a range of a memfd whose seals keep it as it is.
-pub(crate) fn map_sealed<F: AsFd>(file: F, range: Range<u64>) -> io::Result<Bytes> {
-    if !call::is_sealed(file.as_fd()) {
+pub(crate) fn map_sealed(file: BorrowedFd<'_>, range: Range<u64>) -> io::Result<Bytes> {
+    if !call::is_sealed(file) {
         let text = "only a memfd sealed against writing and shrinking can be mapped safely";
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
     }
-    // SAFETY: the seals cannot be taken off. They keep everyone from writing and from shrinking.
-    unsafe { map_file_unchecked(file, range) }
+    // SAFETY: this very descriptor has been asked, and stays open while it is borrowed. The seals
+    // cannot be taken off; they keep everyone from writing and from shrinking.
+    unsafe { map(file, range) }
 }
 
 /// Maps a range of any file as [`Bytes`], on the caller's word that nobody changes it.
@@ -37,19 +40,44 @@ pub(crate) fn map_sealed<F: AsFd>(file: F, range: Range<u64>) -> io::Result<Byte
 /// Those of statx(2) and mmap(2); [`io::ErrorKind::InvalidInput`] where the range is reversed or
 /// does not lie within the file.
 pub unsafe fn map_file_unchecked<F: AsFd>(file: F, range: Range<u64>) -> io::Result<Bytes> {
-    let size = call::stat(file.as_fd())?.size;
+    // SAFETY: the caller's word, of the descriptor that `file` now answers.
+    unsafe { map(file.as_fd(), range) }
+}
+
+/// A range of what is mapped.
+struct Mapped {
+    raw: MmapRaw,
+    skip: usize,
+    len: usize,
+}
+
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        let start = self.raw.as_ptr().wrapping_add(self.skip);
+        // SAFETY: the range lies within the mapping, which lives as long as `self`, and within the
+        // file, which whoever mapped it has vouched for.
+        unsafe { slice::from_raw_parts(start, self.len) }
+    }
+}
+
+/// # Safety
+/// As [`map_file_unchecked`].
+unsafe fn map(file: BorrowedFd<'_>, range: Range<u64>) -> io::Result<Bytes> {
+    let stat = call::stat(file).map_err(errno::told)?;
     let len = range.end.checked_sub(range.start).map(usize::try_from);
-    let Some(Ok(len)) = len.filter(|_| range.end <= size) else {
-        let text = format!("{range:?} is no range of a file of {size} bytes");
+    let Some(Ok(len)) = len.filter(|_| range.end <= stat.size) else {
+        let text = format!("{range:?} is no range of a file of {} bytes", stat.size);
         return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
     };
     if len == 0 {
         return Ok(Bytes::new());
     }
+    let (options, skip) = whole_blocks(range.start, len, stat.block)?;
     call::count(1);
-    let options = MmapOptions::new().offset(range.start).len(len).clone();
     // SAFETY: the caller vouches for the file. Private, because before Linux 6.7 a memfd sealed
-    // against writing could not be mapped shared; never written, its pages are the file's own.
-    let mapping = unsafe { options.map_copy_read_only(file.as_fd().as_raw_fd()) }?;
-    Ok(Bytes::from_owner(mapping))
+    // against writing could not be mapped shared; never written, its pages are the file's own. Of
+    // the pages behind the file's end, which this may have as well, no reference is made.
+    let mapping = unsafe { options.map_copy_read_only(file.as_raw_fd()) }?;
+    let raw = MmapRaw::from(mapping);
+    Ok(Bytes::from_owner(Mapped { raw, skip, len }))
 }

@@ -8,6 +8,7 @@
 pub(crate) mod aligned;
 pub(crate) mod call;
 pub(crate) mod errno;
+pub(crate) mod fork;
 pub(crate) mod gather;
 pub(crate) mod helper;
 pub(crate) mod mapped;

@@ -9,6 +9,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::pipe2;
 
 use super::call::{read, retry};
+use super::fork;
 
 /// What a pipe holds when nobody asked for more: 16 slots of a page.
 const DEFAULT_CAPACITY: usize = 64 << 10;
@@ -19,6 +20,8 @@ pub(crate) struct PrivatePipe {
     read_end: OwnedFd,
     write_end: OwnedFd,
     capacity: usize,
+    /// The process that made it: one forked from that has the same pipe, with the same bytes in it.
+    process: u64,
     /// Its place in a pool's count, given up when the pipe is closed.
     place: Option<Place>,
 }
@@ -46,12 +49,18 @@ impl PrivatePipe {
             read_end,
             write_end,
             capacity: capacity.max(1),
+            process: fork::process(),
             place: None,
         })
     }
 
     pub(crate) fn capacity(&self) -> usize {
         self.capacity
+    }
+
+    /// Whether nobody else has it: not so where this process is forked from the one that made it.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.process == fork::process()
     }
 
     pub(crate) fn read_end(&self) -> BorrowedFd<'_> {
@@ -122,14 +131,13 @@ impl PipePool {
     /// # Errors
     /// Those of pipe2(2).
     pub(crate) fn borrow(&self, wanted: usize) -> io::Result<Option<PrivatePipe>> {
-        let idle = self
-            .idle
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop();
-        if idle.is_some() {
-            return Ok(idle);
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(pipe) = idle.pop() {
+            if pipe.is_ours() {
+                return Ok(Some(pipe));
+            }
         }
+        drop(idle);
         let place = Place(Arc::clone(&self.count));
         // Taken first and given back by `Place` where there is none left.
         if self.count.fetch_add(1, Ordering::Relaxed) >= self.most {
@@ -142,6 +150,9 @@ impl PipePool {
 
     /// Takes an empty pipe back. One that still holds bytes must be dropped instead.
     pub(crate) fn give_back(&self, pipe: PrivatePipe) {
+        if !pipe.is_ours() {
+            return;
+        }
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() < self.most_idle {
             idle.push(pipe);

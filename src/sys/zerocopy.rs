@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
-use super::call::{get_socket_option, retry, socket_option};
+use super::call::{get_socket_option, retry, socket_option, wait_out};
 use super::socket;
 
 /// `SO_EE_ORIGIN_ZEROCOPY`: the notification is of sends with `MSG_ZEROCOPY`.
@@ -95,7 +95,7 @@ pub(crate) fn is_allowed(fd: BorrowedFd<'_>) -> bool {
 pub(crate) fn wait(fd: BorrowedFd<'_>) -> io::Result<()> {
     // An error condition is reported whatever is asked for.
     let mut fds = [PollFd::new(fd.as_fd(), PollFlags::empty())];
-    retry(|| poll(&mut fds, PollTimeout::NONE))?;
+    wait_out(&mut || poll(&mut fds, PollTimeout::NONE))?;
     let told = fds[0].revents().unwrap_or(PollFlags::POLLERR);
     if !told.contains(PollFlags::POLLERR) {
         // Both directions have ended, of which poll(2) tells at once and for ever.

@@ -19,7 +19,7 @@ use crate::report::{Report, Status};
 /// # Errors
 /// As [`Sending::advance`].
 pub async fn send<D: Readiness>(message: &Message<'_>, dst: &D) -> Result<Report> {
-    drive_sending(&mut message.start(Lent(dst))?).await
+    drive_sending(&mut message.start(Lent::new(dst))?).await
 }
 
 /// Advances a sending to its end. Dropping the future leaves it whole: drive it again.
@@ -32,6 +32,7 @@ where
     D: AsFd + Readiness,
 {
     let (core, dst) = sending.apart();
+    let dst = Lent::new(dst);
     require_nonblocking(Side::Destination, core.dst_facts())?;
     // How far the file that comes next is known to be in the page cache, and whether that has been
     // seen to for a small one.
@@ -43,7 +44,7 @@ where
             core.let_go_on(dst.fd());
             if let Some((part, file, next, _)) = core.next_file() {
                 let end = fetch_cold(file, next.start, next.end - next.start).await;
-                warm = (part, end.map_err(|e| core.fail(Side::Source, e))?);
+                warm = (part, end);
             }
         }
         let (mut outcome, delivered) = (None, core.remaining() == 0);
@@ -73,8 +74,7 @@ where
             Status::Blocked(Side::Source) => {
                 match core.next_file() {
                     Some((_, file, next, true)) if !fetched => {
-                        let done = fetch(file, next.start, next.end - next.start).await;
-                        done.map_err(|e| core.fail(Side::Source, e))?;
+                        fetch(file, next.start, next.end - next.start).await;
                         fetched = true;
                     }
                     _ => ::tokio::task::yield_now().await,

@@ -188,35 +188,42 @@ impl<T: Readiness + ?Sized> Readiness for &T {
 /// A descriptor lent to a transfer: what makes a stream's half, which is no
 /// [`AsFd`], usable as one, as in `message.start(Lent::new(&half))`.
 #[derive(Debug)]
-pub struct Lent<'a, T: ?Sized>(pub(super) &'a T);
+pub struct Lent<'a, T: ?Sized> {
+    lender: &'a T,
+    /// What it answered when it was lent.
+    fd: BorrowedFd<'a>,
+}
 
 impl<'a, T: Readiness + ?Sized> Lent<'a, T> {
-    /// Lends it.
+    /// Lends it. It is asked for its descriptor now, and not again.
     pub fn new(descriptor: &'a T) -> Self {
-        Self(descriptor)
+        Self {
+            lender: descriptor,
+            fd: descriptor.fd(),
+        }
     }
 }
 
-impl<T: Readiness + ?Sized> AsFd for Lent<'_, T> {
+impl<T: ?Sized> AsFd for Lent<'_, T> {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.fd()
+        self.fd
     }
 }
 
 impl<T: Readiness + ?Sized> Readiness for Lent<'_, T> {
     fn fd(&self) -> BorrowedFd<'_> {
-        self.0.fd()
+        self.fd
     }
 
     fn try_io(&self, side: Side, op: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()> {
-        self.0.try_io(side, op)
+        self.lender.try_io(side, op)
     }
 
     fn ready(&self, side: Side) -> impl Future<Output = io::Result<()>> + Send {
-        self.0.ready(side)
+        self.lender.ready(side)
     }
 
     fn errored(&self) -> impl Future<Output = io::Result<()>> + Send {
-        self.0.errored()
+        self.lender.errored()
     }
 }

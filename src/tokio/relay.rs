@@ -42,7 +42,7 @@ pub async fn relay_with<A: Readiness, B: Readiness>(
     a: &A,
     b: &B,
 ) -> std::result::Result<RelayReport, RelayError> {
-    match options.start(Lent(a), Lent(b)) {
+    match options.start(Lent::new(a), Lent::new(b)) {
         Ok(mut relay) => drive_relay(&mut relay).await,
         Err(error) => Err(RelayError::at_start(error)),
     }
@@ -81,7 +81,7 @@ where
         .map(|limit| Idle::new(limit, Arc::clone(&relay.pulse)));
     let (stop_there, stop_back) = (AtomicBool::new(false), AtomicBool::new(false));
     let outcome = {
-        let (a, b) = (&relay.a, &relay.b);
+        let (a, b) = (&Lent::new(&relay.a), &Lent::new(&relay.b));
         let mut there = pin!(flow(&mut relay.a_to_b, a, b, &stop_there));
         let mut back = pin!(flow(&mut relay.b_to_a, b, a, &stop_back));
         let (mut there_done, mut back_done) = (false, false);

@@ -97,12 +97,8 @@ pub(crate) fn drop_cached(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Resu
 #[cfg(feature = "tokio")]
 pub(crate) fn fetch(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()> {
     // All of it is asked for at once, which leaves no mark in the cache at which whoever sends the
-    // bytes would start reading ahead, and wait for a place in the device's queue. Advice: should it
-    // fail, the reads below ask for it.
-    if let (Ok(offset), Ok(len)) = (loff(offset), loff(len)) {
-        let advice = PosixFadviseAdvice::POSIX_FADV_WILLNEED;
-        let _ = retry(|| fcntl::posix_fadvise(fd, offset, len, advice));
-    }
+    // bytes would start reading ahead, and wait for a place in the device's queue.
+    will_need(fd, offset, len);
     let mut buf = crate::sys::aligned::spare();
     let end = offset.saturating_add(len);
     let mut at = offset;
@@ -120,13 +116,32 @@ pub(crate) fn fetch(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()>
     Ok(())
 }
 
+/// Has the kernel begin to read a range of a file. Advice: should it fail, whoever reads asks for it.
+#[cfg(feature = "tokio")]
+pub(crate) fn will_need(fd: BorrowedFd<'_>, offset: u64, len: u64) {
+    if let (Ok(offset), Ok(len)) = (loff(offset), loff(len)) {
+        let advice = PosixFadviseAdvice::POSIX_FADV_WILLNEED;
+        let _ = retry(|| fcntl::posix_fadvise(fd, offset, len, advice));
+    }
+}
+
 /// Opens the same file anew through `/proc/thread-self/fd`, so that flags and position are our own
 /// and those of the caller's description, which others may share, stay as they are. (`/proc/self`
 /// is the first thread's: a thread with a descriptor table of its own would open another file.)
 ///
-/// Closing it again lets go of all record locks (`F_SETLK`) that this process has on the file: see
-/// fcntl(2).
+/// # Errors
+/// Those of open(2); one without a number where the file has record locks, which this process would
+/// lose with the close of what is opened here (fcntl(2)).
 pub(crate) fn reopen(fd: BorrowedFd<'_>, flags: OFlag) -> io::Result<OwnedFd> {
+    if super::has_record_locks(fd) {
+        let text = "the file has record locks, which closing a second description would drop";
+        return Err(io::Error::new(io::ErrorKind::ResourceBusy, text));
+    }
+    reopen_anyway(fd, flags)
+}
+
+/// The same, whatever that does to record locks.
+pub(crate) fn reopen_anyway(fd: BorrowedFd<'_>, flags: OFlag) -> io::Result<OwnedFd> {
     let path = PathBuf::from(format!("/proc/thread-self/fd/{}", fd.as_raw_fd()));
     let how = OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
     // Not to wait for somebody to give up a lease, who may be this very thread.

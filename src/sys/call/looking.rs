@@ -185,6 +185,21 @@ pub(crate) fn fstatfs(fd: BorrowedFd<'_>) -> io::Result<(i64, u64)> {
     Ok((fs.filesystem_type().0 as i64, fs.block_size() as u64))
 }
 
+/// Whether this process may have record locks (`F_SETLK`) on a file, which it loses as soon as it closes
+/// any descriptor of that. Asked as somebody who would lock all of it (`F_OFD_GETLK`): of several locks
+/// the kernel names one, and another's may stand in front of ours. Where it does not tell, none is.
+pub(crate) fn has_record_locks(fd: BorrowedFd<'_>) -> bool {
+    // SAFETY: all its fields are integers.
+    let mut lock: libc::flock64 = unsafe { MaybeUninit::zeroed().assume_init() };
+    lock.l_type = libc::F_WRLCK as libc::c_short;
+    let asked = retry(|| {
+        // SAFETY: F_OFD_GETLK reads and writes one `flock64`, and `lock` is one.
+        let result = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) };
+        Errno::result(result).map(drop)
+    });
+    asked.is_ok() && libc::c_int::from(lock.l_type) != libc::F_UNLCK
+}
+
 /// Whether seals forbid both writing to this memfd and shrinking it.
 pub(crate) fn is_sealed(fd: BorrowedFd<'_>) -> bool {
     let wanted = libc::F_SEAL_WRITE | libc::F_SEAL_SHRINK;

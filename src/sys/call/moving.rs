@@ -10,31 +10,33 @@ use nix::fcntl::{self, SpliceFFlags};
 use nix::sys::socket::{self, MsgFlags};
 use nix::unistd;
 
-use super::{loff, retry, size};
+use super::{loff, retry, retry_moving, size};
 
 /// The most that read(2), write(2), sendfile(2) and splice(2) move in one call on Linux.
 const MAX_COUNT: usize = 0x7fff_f000;
 
 #[inline]
 pub(crate) fn read(fd: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<usize> {
-    retry(|| unistd::read(fd, buf))
+    retry_moving([(fd, false)], || unistd::read(fd, buf))
 }
 
 #[inline]
 pub(crate) fn write(fd: BorrowedFd<'_>, buf: &[u8]) -> io::Result<usize> {
-    retry(|| unistd::write(fd, buf))
+    retry_moving([(fd, true)], || unistd::write(fd, buf))
 }
 
 /// send(2) on a stream socket: write(2) without SIGPIPE.
 #[inline]
 pub(crate) fn send(fd: BorrowedFd<'_>, buf: &[u8]) -> io::Result<usize> {
-    retry(|| socket::send(fd.as_raw_fd(), buf, MsgFlags::MSG_NOSIGNAL))
+    retry_moving([(fd, true)], || {
+        socket::send(fd.as_raw_fd(), buf, MsgFlags::MSG_NOSIGNAL)
+    })
 }
 
 #[inline]
 pub(crate) fn pread(fd: BorrowedFd<'_>, buf: &mut [u8], offset: u64) -> io::Result<usize> {
     let offset = loff(offset)?;
-    retry(|| {
+    retry_moving([(fd, false)], || {
         // SAFETY: the buffer is writable for its whole length, and `fd` is open while borrowed.
         size(unsafe { libc::pread64(fd.as_raw_fd(), buf.as_mut_ptr().cast(), buf.len(), offset) })
     })
@@ -43,7 +45,7 @@ pub(crate) fn pread(fd: BorrowedFd<'_>, buf: &mut [u8], offset: u64) -> io::Resu
 #[inline]
 pub(crate) fn pwrite(fd: BorrowedFd<'_>, buf: &[u8], offset: u64) -> io::Result<usize> {
     let offset = loff(offset)?;
-    retry(|| {
+    retry_moving([(fd, true)], || {
         // SAFETY: the buffer is readable for its whole length, and `fd` is open while borrowed.
         size(unsafe { libc::pwrite64(fd.as_raw_fd(), buf.as_ptr().cast(), buf.len(), offset) })
     })
@@ -110,7 +112,7 @@ fn write_with(
         iov_base: buf.as_ptr().cast_mut().cast(),
         iov_len: buf.len(),
     };
-    retry(|| {
+    retry_moving([(fd, true)], || {
         // SAFETY: the one iovec covers `buf`, which the kernel only reads.
         size(unsafe { libc::pwritev2(fd.as_raw_fd(), &raw const iov, 1, offset, flags) })
     })
@@ -126,7 +128,7 @@ pub(crate) fn sendfile(
 ) -> io::Result<usize> {
     let count = count.min(MAX_COUNT);
     let offset = offset.map(loff).transpose()?;
-    retry(|| {
+    retry_moving([(src, false), (dst, true)], || {
         let mut offset = offset;
         nix::sys::sendfile::sendfile64(dst, src, offset.as_mut(), count)
     })
@@ -168,7 +170,7 @@ fn splice_with(
     let count = count.min(MAX_COUNT);
     let src_offset = src_offset.map(loff).transpose()?;
     let dst_offset = dst_offset.map(loff).transpose()?;
-    retry(|| {
+    retry_moving([(src, false), (dst, true)], || {
         let (mut from, mut to) = (src_offset, dst_offset);
         fcntl::splice(src, from.as_mut(), dst, to.as_mut(), count, flags)
     })

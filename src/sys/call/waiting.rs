@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
-use super::{retry, socket_option};
+use super::{socket_option, wait_out};
 use crate::sys::socket;
 
 /// Between two tries where nothing tells when to try.
@@ -49,7 +49,8 @@ fn events(writable: bool) -> PollFlags {
 
 fn poll_until(fds: &mut [PollFd<'_>], limit: Option<Duration>) -> io::Result<bool> {
     let until = limit.map(|limit| Instant::now() + limit);
-    let answers = retry(|| {
+    // It waits as long as it takes, however many signals come meanwhile.
+    let answers = wait_out(&mut || {
         // For want of memory, POSIX allows EAGAIN: "try again", and not "not ready".
         nix::poll::poll(fds, left(until)).map_err(|errno| match errno {
             Errno::EAGAIN => Errno::EINTR,
@@ -113,7 +114,7 @@ fn poll_past_errors(fds: &[PollFd<'_>], until: Option<Instant>) -> io::Result<bo
     }
     let mut answers = [EpollEvent::empty(); 8];
     loop {
-        let found = retry(|| epoll.wait(&mut answers, left(until)))?;
+        let found = wait_out(&mut || epoll.wait(&mut answers, left(until)))?;
         let is_ready = |answer: &EpollEvent| answer.events() != EpollFlags::EPOLLERR;
         if answers[..found].iter().any(is_ready) {
             return Ok(true);
