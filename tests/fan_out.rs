@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::thread::{self, JoinHandle};
 
-use common::Data;
+use common::{Data, drive, make};
 use zcio::fan_out::{FanOutOptions, FanOutStatus, Lag, fan_out};
 use zcio::{End, Side};
 
@@ -117,6 +117,84 @@ fn every_destination_gets_every_byte() {
             );
         }
     }
+}
+
+/// Urgent data (B41) in the middle, as a part of the stream and beside it: every destination gets what
+/// follows, while the peer stays and where it ends.
+#[test]
+fn urgent_data_cut_nothing_off() {
+    for (inline, stays) in [(false, false), (false, true), (true, false), (true, true)] {
+        let case = format!("inline {inline}, the peer stays {stays}");
+        let sent = bytes(41, 200_000);
+        let (mut near, src) = tcp();
+        if inline {
+            make::set_urgent_inline(&src);
+        }
+        near.write_all(&sent[..100_000]).unwrap();
+        make::send_urgent(&near, sent[100_000]).unwrap();
+        near.write_all(&sent[100_000 + usize::from(inline)..])
+            .unwrap();
+        let (unix_near, mut unix_far) = UnixStream::pair().unwrap();
+        let (pipe_far, pipe_near) = io::pipe().unwrap();
+        let pipe = drain(pipe_far);
+        let unix = thread::spawn(move || {
+            let mut all = vec![0; 200_000];
+            unix_far.read_exact(&mut all).unwrap();
+            // All has come by now, though nobody has ended.
+            drop(near);
+            unix_far.read_to_end(&mut all).unwrap();
+            all
+        });
+        let dsts: [OwnedFd; 2] = [unix_near.into(), pipe_near.into()];
+        let report = if stays {
+            fan_out(&src, dsts, u64::MAX)
+        } else {
+            fan_out(&src, dsts, 200_000)
+        };
+        let report = report.unwrap_or_else(|e| panic!("{case}: {e}"));
+        let end = if stays {
+            End::SourceEnded
+        } else {
+            End::Complete
+        };
+        assert_eq!((report.taken, report.end), (200_000, end), "{case}");
+        assert!(unix.join().unwrap() == sent, "{case}");
+        assert!(pipe.join().unwrap() == sent, "{case}");
+    }
+}
+
+/// It never waits on a source that is empty, nor is it asked again and again where it is not.
+#[test]
+fn urgent_data_step_by_step() {
+    let sent = bytes(42, 200_000);
+    let (mut near, src) = tcp();
+    src.set_nonblocking(true).unwrap();
+    let dst = tempfile::tempfile().unwrap();
+    let mut fan = FanOutOptions::new().start(&src, [&dst], u64::MAX).unwrap();
+    let empty = FanOutStatus::Blocked {
+        source: true,
+        destinations: Vec::new(),
+    };
+    assert_eq!(fan.advance().unwrap(), empty);
+    near.write_all(&sent[..100_000]).unwrap();
+    make::send_urgent(&near, 0).unwrap();
+    near.write_all(&sent[100_000..]).unwrap();
+    let mut steps = 0;
+    while fan.delivered(0) < Some(200_000) {
+        steps += 1;
+        assert!(steps < 1000, "{:?} after {steps} steps", fan.delivered(0));
+        if fan.advance().unwrap() == empty {
+            drive::wait(src.as_fd(), nix::poll::PollFlags::POLLIN);
+        }
+    }
+    for _ in 0..3 {
+        assert_eq!(fan.advance().unwrap(), empty);
+    }
+    drop(near);
+    drive::wait(src.as_fd(), nix::poll::PollFlags::POLLIN);
+    let end = FanOutStatus::Finished(End::SourceEnded);
+    while fan.advance().unwrap() != end {}
+    assert!(content(dst) == sent);
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod common;
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use common::{
     Before, Claim, Data, DestinationKind, Source, SourceKind, each_backend, make, within,
@@ -267,6 +268,92 @@ fn sockets_that_are_not_connected() {
         assert_eq!(error.kind(), ErrorKind::Io, "{error}");
         assert_eq!(error.side(), Some(Side::Destination), "{error}");
     });
+}
+
+/// Nothing tells when a listener would have bytes: it is refused where it would be waited for, by every
+/// form, and a deadline is not needed for it.
+#[test]
+fn sockets_that_listen() {
+    within(10, |pulse| {
+        for listener in [make::tcp_listener(), make::unix_listener()] {
+            for nonblocking in [false, true] {
+                make::set_nonblocking(&listener, nonblocking);
+                for to in TARGETS {
+                    pulse.at(format!("{to:?}, non-blocking {nonblocking}"));
+                    let dst = to.make().unwrap();
+                    let before = Before::new(&listener, &dst);
+                    let result = zcio::transfer(&listener, &dst, u64::MAX);
+                    before
+                        .leaves(&listener, &dst, (None, None), &Claim::from(&result))
+                        .unwrap();
+                    is_refused(&result.unwrap_err());
+                    let mut transfer = TransferOptions::new()
+                        .start(&listener, &dst, u64::MAX)
+                        .unwrap();
+                    is_refused(&transfer.advance().unwrap_err());
+                    let dsts = [&dst];
+                    let error = zcio::fan_out(&listener, dsts, u64::MAX).unwrap_err();
+                    is_refused(error.error());
+                }
+            }
+        }
+        fn is_refused(error: &Error) {
+            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+            assert_eq!(error.side(), Some(Side::Source), "{error}");
+            assert_eq!(error.delivered(), 0, "{error}");
+        }
+    });
+}
+
+/// What is read from it would be written to it, for ever: a pipe by its two ends, a named one by one
+/// descriptor that reads and writes.
+#[test]
+fn a_pipe_onto_itself() {
+    within(10, |pulse| {
+        let (reader, writer) = make::pipe();
+        let named = both_ways();
+        for nonblocking in [false, true] {
+            for (src, dst) in [(&reader, &writer), (&named, &named)] {
+                for len in [1, 1000, u64::MAX] {
+                    for held in [0, 100] {
+                        let case = format!("{len} of {held}, non-blocking {nonblocking}");
+                        pulse.at(&case);
+                        for fd in [src, dst] {
+                            make::set_nonblocking(fd, nonblocking);
+                        }
+                        let bytes = DATA.bytes(0, held);
+                        assert_eq!(nix::unistd::write(dst, &bytes), Ok(held));
+                        let mut options = TransferOptions::new();
+                        // Were it waited for, this would not be heeded.
+                        options.deadline(Instant::now() + Duration::from_secs(1));
+                        let error = options.transfer(src, dst, len).expect_err(&case);
+                        assert_eq!(error.kind(), ErrorKind::InvalidInput, "{case}: {error}");
+                        assert_eq!(error.side(), Some(Side::Destination), "{case}: {error}");
+                        assert_eq!(error.delivered(), 0, "{case}: {error}");
+                        for backend in [Backend::Splice, Backend::ReadWrite] {
+                            let mut forced = options.clone();
+                            let forced = forced.backend(backend);
+                            let error = forced.transfer(src, dst, len).expect_err(&case);
+                            let kind = error.kind();
+                            assert_eq!(kind, ErrorKind::InvalidInput, "{case}: {error}");
+                            assert_eq!(error.delivered(), 0, "{case}, {backend}: {error}");
+                        }
+                        // What it held is there still.
+                        let mut there = vec![0; held + 1];
+                        make::set_nonblocking(src, true);
+                        let got = nix::unistd::read(src, &mut there).unwrap_or(0);
+                        assert_eq!(there[..got], bytes[..], "{case}");
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// A named pipe, whose name is gone, by one descriptor that reads and writes.
+fn both_ways() -> OwnedFd {
+    let (reader, _writer) = make::fifo();
+    make::reopen(&reader, OFlag::O_RDWR).unwrap()
 }
 
 #[test]

@@ -31,6 +31,30 @@ fn rejects(kind: DestinationKind) -> bool {
     matches!(kind, UnixDatagram | Seqpacket | Udp | Eventfd | OPath)
 }
 
+/// Sockets that have no other end.
+fn is_alone(kind: SourceKind) -> bool {
+    use SourceKind::*;
+    matches!(kind, TcpUnconnected | UnixUnconnected | VsockUnconnected) || listens(kind)
+}
+
+fn listens(kind: SourceKind) -> bool {
+    matches!(kind, SourceKind::TcpListener | SourceKind::UnixListener)
+}
+
+/// The same for destinations.
+fn leads_nowhere(kind: DestinationKind) -> bool {
+    use DestinationKind::*;
+    matches!(
+        kind,
+        TcpListener | UnixListener | TcpUnconnected | UnixUnconnected | VsockUnconnected
+    )
+}
+
+/// Of these, splice(2) and sendfile(2) stop in front of urgent data.
+fn is_urgent(kind: SourceKind) -> bool {
+    matches!(kind, SourceKind::TcpUrgent | SourceKind::TcpUrgentInline)
+}
+
 /// Kinds that look like a file, of which only the kernel knows whether they can be read.
 fn is_doubtful(kind: SourceKind) -> bool {
     matches!(kind, SourceKind::SecretMemfd | SourceKind::Namespace)
@@ -56,7 +80,9 @@ fn plausible(
                 "too few or too many bytes",
             )?;
             let to_full = to == DestinationKind::Full && report.bytes > 0;
-            is(!to_full, "/dev/full took something")
+            is(!to_full, "/dev/full took something")?;
+            let nobody = is_alone(from) || leads_nowhere(to) && report.bytes > 0;
+            is(!nobody, "served what has no other end")
         }
         Err(error) if refuses(from) || rejects(to) => {
             let side = match refuses(from) {
@@ -66,6 +92,27 @@ fn plausible(
             is(error.kind() == ErrorKind::InvalidInput, "not invalid input")?;
             is(error.side() == Some(side), "the wrong side")?;
             is(error.delivered() == 0, "delivered something")
+        }
+        Err(error) if is_alone(from) || leads_nowhere(to) => {
+            is(error.delivered() == 0, "delivered something")?;
+            let by_force = backend.is_some() && error.backend() == backend;
+            // With O_DIRECT there is but one backend, which does not ask whose EINVAL it is.
+            let alone = to == DestinationKind::DirectFile && number(error) == Some(libc::EINVAL);
+            match (error.kind(), error.side()) {
+                (ErrorKind::Unfit, _) => is(by_force || alone, "no backend served"),
+                (ErrorKind::InvalidInput, Some(Side::Source)) => {
+                    is(listens(from), "refused as one that listens")
+                }
+                (ErrorKind::Io, Some(Side::Source)) => is(
+                    is_alone(from) && !listens(from) || is_doubtful(from),
+                    "the wrong side, or one that listens",
+                ),
+                (ErrorKind::Io, Some(Side::Destination)) => is(
+                    leads_nowhere(to) || to == DestinationKind::Full,
+                    "the wrong side",
+                ),
+                _ => is(false, "without a side"),
+            }
         }
         Err(error) if to == DestinationKind::Full && error.kind() == ErrorKind::Io => {
             is(
@@ -80,6 +127,14 @@ fn plausible(
                 number(error).is_some() || backend.is_some(),
                 "without the kernel's answer",
             )
+        }
+        Err(error) if backend.is_some() && is_urgent(from) && error.delivered() > 0 => {
+            let again = number(error) == Some(libc::EAGAIN);
+            is(
+                error.kind() == ErrorKind::Unfit || again,
+                "neither moved nor unfit",
+            )?;
+            is(error.backend() == backend, "another backend")
         }
         Err(error) if backend.is_some() => {
             is(error.kind() == ErrorKind::Unfit, "neither moved nor unfit")?;
@@ -113,6 +168,8 @@ fn one(
     let len = if to_the_end { u64::MAX } else { PART };
     let expected = match source.content {
         Content::Volatile => None,
+        // More of it may have come by then.
+        Content::Growing(..) if to_the_end => None,
         Content::Refused | Content::Message(_) => Some(0),
         _ => Some(source.content.len().unwrap_or(u64::MAX).min(len)),
     };
@@ -124,6 +181,9 @@ fn one(
     let result = options.transfer(&source, &destination, len);
     if let Err(what) = plausible((from, to), backend, expected, &result) {
         panic!("{case}: {what}: {result:?}");
+    }
+    if let (Content::Growing(_, least), Ok(report)) = (&source.content, &result) {
+        assert!(report.bytes >= len.min(*least), "{case}: {result:?}");
     }
     let claim = Claim::from(&result);
     before.judge(case, source, destination, (None, None), 0, &claim);
@@ -181,7 +241,9 @@ matrices! {
     files: &SourceKind::ALL[..9],
     streams: &SourceKind::ALL[9..15],
     devices_and_generated_files: &SourceKind::ALL[15..23],
-    what_holds_no_stream_of_bytes: &SourceKind::ALL[23..],
+    what_holds_no_stream_of_bytes: &SourceKind::ALL[23..33],
+    what_others_do_to_it: &SourceKind::ALL[33..37],
+    sockets_without_another_end: &SourceKind::ALL[37..],
 }
 
 /// The parts above are all there is.
@@ -190,8 +252,9 @@ fn the_parts_are_the_whole() {
     use SourceKind::*;
     let at = |kind| SourceKind::ALL.iter().position(|k| *k == kind).unwrap();
     assert_eq!((at(Pipe), at(Zero), at(UnixDatagram)), (9, 15, 23));
+    assert_eq!((at(TcpUrgent), at(TcpListener)), (33, 37));
     assert_eq!(
         (SourceKind::ALL.len(), DestinationKind::ALL.len()),
-        (33, 20)
+        (42, 26)
     );
 }

@@ -32,7 +32,7 @@ macro_rules! play {
     ($($form:ident in $module:ident),+) => {$(
         play!(
             $form, $module,
-            scenes: requests_and_answers, both_at_once, half_close, empty, one_slow_side,
+            scenes: requests_and_answers, urgent_data, both_at_once, half_close, empty, one_slow_side,
                 close_both, close_both_in_the_middle, close_both_to_one_who_talks, idle, not_idle;
             breaks: resets, not_connected_any_more, rate;
         );

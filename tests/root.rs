@@ -18,6 +18,8 @@ mod child;
 mod common;
 #[path = "root/crash.rs"]
 mod crash;
+#[path = "root/daemon.rs"]
+mod daemon;
 #[path = "root/device.rs"]
 mod device;
 #[path = "root/direct.rs"]
@@ -26,6 +28,8 @@ mod direct;
 mod disk;
 #[path = "root/full.rs"]
 mod full;
+#[path = "root/fuse.rs"]
+mod fuse;
 #[path = "root/killed.rs"]
 mod killed;
 #[path = "root/network.rs"]
@@ -105,6 +109,81 @@ fn a_filesystem_made_read_only_by_an_error() {
 #[ignore = "root: mounts filesystems"]
 fn a_fuse_daemon_gone_midway() {
     alone("a_fuse_daemon_gone_midway", 60, broken::daemon_gone);
+}
+
+#[test]
+#[ignore = "root: mounts filesystems"]
+fn a_size_that_is_no_end() {
+    alone("a_size_that_is_no_end", 60, fuse::sizes);
+}
+
+#[test]
+#[ignore = "root: mounts filesystems"]
+fn a_size_that_is_no_end_for_the_other_verbs() {
+    alone(
+        "a_size_that_is_no_end_for_the_other_verbs",
+        60,
+        fuse::sizes_elsewhere,
+    );
+}
+
+#[test]
+#[ignore = "root: mounts filesystems"]
+fn a_made_up_size_is_no_want_of_room() {
+    alone(
+        "a_made_up_size_is_no_want_of_room",
+        60,
+        fuse::sizes_beyond_the_disk,
+    );
+}
+
+#[test]
+#[ignore = "root: mounts filesystems"]
+fn an_error_of_reading_is_the_sources_whatever_its_number() {
+    alone(
+        "an_error_of_reading_is_the_sources_whatever_its_number",
+        60,
+        fuse::errors,
+    );
+}
+
+#[test]
+#[ignore = "root: mounts filesystems"]
+fn an_error_of_reading_for_the_other_verbs() {
+    alone(
+        "an_error_of_reading_for_the_other_verbs",
+        60,
+        fuse::errors_elsewhere,
+    );
+}
+
+#[test]
+#[ignore = "root: mounts filesystems"]
+fn reads_that_say_not_now_for_a_while() {
+    alone("reads_that_say_not_now_for_a_while", 60, fuse::not_now);
+}
+
+#[test]
+#[ignore = "root: mounts filesystems"]
+fn reads_that_say_not_now_for_ever() {
+    alone("reads_that_say_not_now_for_ever", 60, fuse::never);
+}
+
+#[test]
+#[ignore = "root: mounts filesystems"]
+fn reads_that_say_not_now_for_ever_to_the_other_verbs() {
+    alone(
+        "reads_that_say_not_now_for_ever_to_the_other_verbs",
+        60,
+        fuse::never_elsewhere,
+    );
+}
+
+/// Not a test: the process that serves the filesystem of those above.
+#[test]
+#[ignore = "root: a part of the tests with FUSE"]
+fn a_fuse_daemon() {
+    daemon::serve();
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use common::Data;
+use common::{Data, make};
 use program::{Program, run};
 
 /// Several times every buffer on the way.
@@ -108,6 +108,33 @@ fn proxy_passes_both_ways_and_counts() {
         proxy.signal(Signal::SIGTERM);
         assert_eq!(proxy.exit_code(), Some(0), "{engine}");
     }
+}
+
+/// Urgent data (B41), which any client can send: what follows them passes, while the client stays.
+#[test]
+fn proxy_goes_on_behind_urgent_data() {
+    const HALF: usize = 100_000;
+    let (listener, to) = upstream();
+    let mut proxy = Program::start("proxy", &["--to", &to, "--verbose"]);
+    let mut client = connect(proxy.address());
+    let mut server = accept(&listener);
+    for data in [Data::new(3), Data::new(4)] {
+        client.write_all(&data.bytes(0, HALF)).expect("connected");
+        make::send_urgent(&client, 0).expect("connected");
+        client
+            .write_all(&data.bytes(HALF as u64, HALF))
+            .expect("connected");
+        let mut arrived = vec![0; 2 * HALF];
+        server.read_exact(&mut arrived).expect("all of it");
+        assert_eq!(data.check(0, &arrived), Ok(()));
+        // And the other way.
+        (client, server) = (server, client);
+    }
+    drop((client, server));
+    let line = proxy.line();
+    assert!(line.contains(&(2 * HALF).to_string()), "{line}");
+    proxy.signal(Signal::SIGTERM);
+    assert_eq!(proxy.exit_code(), Some(0));
 }
 
 /// SIGTERM: no more connections, those under way to their end, exit 0; a second one ends it at once.

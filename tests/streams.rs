@@ -4,6 +4,8 @@
 #[path = "hazards/child.rs"]
 mod child;
 mod common;
+#[path = "streams/error_queue.rs"]
+mod error_queue;
 #[path = "streams/full.rs"]
 mod full;
 #[path = "streams/lane.rs"]
@@ -20,3 +22,5 @@ mod segments;
 mod sigpipe;
 #[path = "streams/slow.rs"]
 mod slow;
+#[path = "streams/urgent.rs"]
+mod urgent;

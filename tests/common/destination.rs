@@ -7,6 +7,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 
 use nix::fcntl::OFlag;
+use nix::sys::socket::AddressFamily;
 
 use super::make;
 use super::watch::apart;
@@ -34,6 +35,13 @@ pub enum DestinationKind {
     Udp,
     Eventfd,
     OPath,
+    /// Something lies unread on its error queue.
+    TcpErrorQueue,
+    TcpListener,
+    UnixListener,
+    TcpUnconnected,
+    UnixUnconnected,
+    VsockUnconnected,
 }
 
 /// A destination and what stands behind it.
@@ -73,7 +81,7 @@ impl AsFd for Destination {
 }
 
 impl DestinationKind {
-    pub const ALL: [DestinationKind; 20] = {
+    pub const ALL: [DestinationKind; 26] = {
         use DestinationKind::*;
         [
             DiskFile,
@@ -96,6 +104,12 @@ impl DestinationKind {
             Udp,
             Eventfd,
             OPath,
+            TcpErrorQueue,
+            TcpListener,
+            UnixListener,
+            TcpUnconnected,
+            UnixUnconnected,
+            VsockUnconnected,
         ]
     };
 
@@ -158,6 +172,15 @@ impl DestinationKind {
             }
             Self::Eventfd => with(make::eventfd(), Sink::Refuses),
             Self::OPath => with(make::o_path(), Sink::Refuses),
+            Self::TcpErrorQueue => {
+                let (writer, reader) = make::tcp_with_error_queue()?;
+                Ok(self.drained((reader, writer)))
+            }
+            Self::TcpListener => with(make::tcp_listener(), Sink::Refuses),
+            Self::UnixListener => with(make::unix_listener(), Sink::Refuses),
+            Self::TcpUnconnected => with(make::unconnected(AddressFamily::Inet)?, Sink::Refuses),
+            Self::UnixUnconnected => with(make::unconnected(AddressFamily::Unix)?, Sink::Refuses),
+            Self::VsockUnconnected => with(make::unconnected(AddressFamily::Vsock)?, Sink::Refuses),
         }
     }
 

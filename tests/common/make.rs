@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Seek, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
@@ -11,8 +11,13 @@ use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::process::{Command, Stdio};
 
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::socket::sockopt::{OobInline, Timestamping};
+use nix::sys::socket::{
+    AddressFamily, Backlog, MsgFlags, SockFlag, SockType, TimestampingFlag, UnixAddr, bind, listen,
+    send, setsockopt, socket, socketpair,
+};
 use nix::sys::stat::Mode;
 use nix::unistd;
 
@@ -161,6 +166,58 @@ pub fn tcp() -> (TcpStream, TcpStream) {
     let one = TcpStream::connect(listener.local_addr().expect("bound")).expect("loopback");
     let (other, _) = listener.accept().expect("the connection made above");
     (one, other)
+}
+
+/// The same, with something on the first one's error queue: the transmit time stamp of a byte that has
+/// come and gone. Nobody ever reads it. An error says why it cannot be had here.
+pub fn tcp_with_error_queue() -> io::Result<(TcpStream, TcpStream)> {
+    let (mut one, mut other) = tcp();
+    let stamps = TimestampingFlag::SOF_TIMESTAMPING_SOFTWARE
+        | TimestampingFlag::SOF_TIMESTAMPING_TX_SOFTWARE;
+    setsockopt(&one, Timestamping, &stamps)?;
+    one.write_all(&[0])?;
+    other.read_exact(&mut [0])?;
+    setsockopt(&one, Timestamping, &TimestampingFlag::empty())?;
+    let mut fds = [PollFd::new(one.as_fd(), PollFlags::empty())];
+    // It is there before the byte is; of a kernel that makes none, it never will be.
+    match poll(&mut fds, PollTimeout::from(1000_u16))? {
+        0 => Err(io::Error::other("no transmit time stamp has come")),
+        _ => Ok((one, other)),
+    }
+}
+
+/// Sends one byte of urgent data.
+pub fn send_urgent(fd: impl AsFd, byte: u8) -> io::Result<()> {
+    send(fd.as_fd().as_raw_fd(), &[byte], MsgFlags::MSG_OOB)?;
+    Ok(())
+}
+
+/// Has urgent data come in their place among the others.
+pub fn set_urgent_inline(fd: impl AsFd) {
+    setsockopt(&fd, OobInline, &true).expect("SO_OOBINLINE");
+}
+
+pub fn tcp_listener() -> OwnedFd {
+    let listener = TcpListener::bind(("127.0.0.1", 0));
+    listener.expect("a port on loopback").into()
+}
+
+pub fn unix_listener() -> OwnedFd {
+    let listener = unconnected(AddressFamily::Unix).expect("a UNIX socket");
+    // The kernel finds a name for it.
+    bind(listener.as_raw_fd(), &UnixAddr::new_unnamed()).expect("bind(2)");
+    listen(&listener, Backlog::new(1).expect("a small number")).expect("listen(2)");
+    listener
+}
+
+/// A stream socket that is connected to nothing. An error says why there is none of that family.
+pub fn unconnected(family: AddressFamily) -> io::Result<OwnedFd> {
+    Ok(socket(
+        family,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?)
 }
 
 pub fn unix() -> (UnixStream, UnixStream) {

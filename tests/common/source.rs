@@ -2,11 +2,13 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::mpsc::{Sender, channel};
 
 use nix::fcntl::OFlag;
+use nix::sys::socket::AddressFamily;
 
 use super::watch::apart;
 use super::{Data, make};
@@ -47,6 +49,19 @@ pub enum SourceKind {
     Namespace,
     Directory,
     OPath,
+    /// Its peer sends one byte of urgent data in the middle, which is none of the stream's.
+    TcpUrgent,
+    /// The urgent byte is one of the stream's (`SO_OOBINLINE`).
+    TcpUrgentInline,
+    /// Something lies unread on its error queue.
+    TcpErrorQueue,
+    /// Others append to it meanwhile.
+    GrowingFile,
+    TcpListener,
+    UnixListener,
+    TcpUnconnected,
+    UnixUnconnected,
+    VsockUnconnected,
 }
 
 /// What a source holds, from where a transfer begins.
@@ -56,6 +71,8 @@ pub enum Content {
     Known(Data, u64),
     /// The same with holes: of every 256 KiB, the last 128 KiB are zeros.
     Sparse(Data, u64),
+    /// So many known bytes, and more of them as time goes by.
+    Growing(Data, u64),
     /// Text, as another descriptor read it beforehand.
     Text(Vec<u8>),
     /// Zeros without end.
@@ -80,14 +97,14 @@ impl Content {
             Self::Known(_, len) | Self::Sparse(_, len) => Some(*len),
             Self::Text(text) => Some(text.len() as u64),
             Self::Refused | Self::Message(_) => Some(0),
-            Self::Zeros | Self::Noise | Self::Volatile => None,
+            Self::Growing(..) | Self::Zeros | Self::Noise | Self::Volatile => None,
         }
     }
 
     /// The bytes from `at` on; `None` where nobody can know them.
     pub fn bytes(&self, at: u64, len: usize) -> Option<Vec<u8>> {
         match self {
-            Self::Known(data, _) => Some(data.bytes(at, len)),
+            Self::Known(data, _) | Self::Growing(data, _) => Some(data.bytes(at, len)),
             Self::Sparse(data, _) => {
                 let mut bytes = data.bytes(at, len);
                 let mut done = 0;
@@ -118,7 +135,7 @@ impl Content {
     /// Whether `got` is what stands from `at` on.
     pub fn check(&self, at: u64, got: &[u8]) -> Result<(), String> {
         let wrong = match self {
-            Self::Known(data, _) => data.check(at, got).err(),
+            Self::Known(data, _) | Self::Growing(data, _) => data.check(at, got).err(),
             Self::Noise | Self::Volatile => None,
             _ if got.is_empty() => None,
             _ => match self.bytes(at, got.len()) {
@@ -154,7 +171,7 @@ impl AsFd for Source {
 }
 
 impl SourceKind {
-    pub const ALL: [SourceKind; 33] = {
+    pub const ALL: [SourceKind; 42] = {
         use SourceKind::*;
         [
             DiskFile,
@@ -190,13 +207,23 @@ impl SourceKind {
             Namespace,
             Directory,
             OPath,
+            TcpUrgent,
+            TcpUrgentInline,
+            TcpErrorQueue,
+            GrowingFile,
+            TcpListener,
+            UnixListener,
+            TcpUnconnected,
+            UnixUnconnected,
+            VsockUnconnected,
         ]
     };
 
     /// Whether its bytes flow once, from a feeding thread.
     pub fn is_stream(self) -> bool {
         use SourceKind::*;
-        matches!(self, Pipe | Fifo | Tcp | Unix | PtySlave | PtyMaster)
+        let plain = matches!(self, Pipe | Fifo | Tcp | Unix | PtySlave | PtyMaster);
+        plain || matches!(self, TcpUrgent | TcpUrgentInline | TcpErrorQueue)
     }
 
     /// Whether reading it never meets an end, so that a transfer needs a length: a terminal ends
@@ -288,6 +315,15 @@ impl SourceKind {
             Self::Namespace => refused(make::open("/proc/self/ns/mnt", libc::O_RDONLY)?),
             Self::Directory => refused(make::directory()),
             Self::OPath => refused(make::o_path()),
+            Self::TcpUrgent => Ok(self.fed_in_two(known, false)),
+            Self::TcpUrgentInline => Ok(self.fed_in_two(known, true)),
+            Self::TcpErrorQueue => Ok(self.fed(make::tcp_with_error_queue()?, known)),
+            Self::GrowingFile => self.growing(data, len),
+            Self::TcpListener => refused(make::tcp_listener()),
+            Self::UnixListener => refused(make::unix_listener()),
+            Self::TcpUnconnected => refused(make::unconnected(AddressFamily::Inet)?),
+            Self::UnixUnconnected => refused(make::unconnected(AddressFamily::Unix)?),
+            Self::VsockUnconnected => refused(make::unconnected(AddressFamily::Vsock)?),
         }
     }
 
@@ -308,12 +344,55 @@ impl SourceKind {
         (reader, writer): (R, W),
         content: Content,
     ) -> Source {
+        let (bytes, len) = (content.clone(), content.len().unwrap_or(0));
+        self.fed_by((reader, writer), content, move |writer| {
+            feed(writer, &bytes, 0..len)
+        })
+    }
+
+    /// A TCP stream with one byte of urgent data in the middle.
+    fn fed_in_two(self, content: Content, inline: bool) -> Source {
+        let (reader, writer) = make::tcp();
+        if inline {
+            make::set_urgent_inline(&reader);
+        }
+        let (bytes, len) = (content.clone(), content.len().unwrap_or(0));
+        self.fed_by((reader, writer), content, move |writer| {
+            let middle = len / 2;
+            feed(writer, &bytes, 0..middle)?;
+            let urgent = bytes.bytes(middle, 1).expect("known")[0];
+            make::send_urgent(&*writer, urgent)?;
+            feed(writer, &bytes, middle + u64::from(inline)..len)
+        })
+    }
+
+    /// A file that a thread appends to, until it is twice as long.
+    fn growing(self, data: Data, len: u64) -> io::Result<Source> {
+        let file = make::disk_file();
+        let content = Content::Growing(data, len);
+        feed(&mut &file, &content, 0..len)?;
+        let writer = make::reopen(&file, OFlag::O_WRONLY | OFlag::O_APPEND)?;
+        make::seek(&file, 0);
         let bytes = content.clone();
+        apart(writer, move |mut writer| {
+            for at in (len..2 * len).step_by(GROWTH as usize) {
+                feed(&mut writer, &bytes, at..at + GROWTH).expect("room for a small file");
+            }
+        });
+        Ok(self.plain(file.into(), content))
+    }
+
+    fn fed_by<R: Into<OwnedFd>, W: Into<OwnedFd>>(
+        self,
+        (reader, writer): (R, W),
+        content: Content,
+        work: impl FnOnce(&mut File) -> io::Result<()> + Send + 'static,
+    ) -> Source {
         let (sender, dropped) = channel();
         let keep = self.is_endless();
         apart(writer, move |mut writer| {
             // An error says that the reader is gone: it knows how far it went.
-            let _ = feed(&mut writer, &bytes);
+            let _ = work(&mut writer);
             if keep {
                 let _ = dropped.recv() as Result<(), _>;
             }
@@ -330,10 +409,12 @@ const PIECE: u64 = 128 << 10;
 /// Bytes in the one message of a message socket.
 const MESSAGE: usize = 64;
 
-fn feed(into: &mut File, content: &Content) -> io::Result<()> {
-    let len = content.len().unwrap_or(0);
-    for at in (0..len).step_by(PIECE as usize) {
-        let piece = content.bytes(at, (len - at).min(PIECE) as usize);
+/// Bytes appended at a time.
+const GROWTH: u64 = 1777;
+
+fn feed(into: &mut impl Write, content: &Content, range: Range<u64>) -> io::Result<()> {
+    for at in range.clone().step_by(PIECE as usize) {
+        let piece = content.bytes(at, (range.end - at).min(PIECE) as usize);
         into.write_all(&piece.expect("known"))?;
     }
     Ok(())
@@ -388,7 +469,7 @@ impl Source {
                 }
                 Ok(())
             }
-            (content @ (Content::Known(..) | Content::Sparse(..)), _) => {
+            (content @ (Content::Known(..) | Content::Sparse(..) | Content::Growing(..)), _) => {
                 let view = File::from(make::reopen(&self.fd, OFlag::O_RDONLY).map_err(of_io)?);
                 let (mut at, mut buf) = (0, vec![0; PIECE as usize]);
                 loop {
@@ -401,7 +482,7 @@ impl Source {
                         break;
                     }
                 }
-                match Some(at) == len {
+                match len.map_or(at >= taken, |len| at == len) {
                     true => Ok(()),
                     false => Err(format!("the source has {at} bytes, and had {len:?}")),
                 }

@@ -201,6 +201,13 @@ impl Mouth {
         Ok(self.sent - before)
     }
 
+    /// Sends one byte of urgent data: the stream's next, or one beside it.
+    pub fn send_urgent(&mut self, inline: bool) -> io::Result<()> {
+        make::send_urgent(&self.fd, self.says.bytes(self.sent, 1)[0])?;
+        self.sent += u64::from(inline);
+        Ok(())
+    }
+
     /// Says that nothing more will come.
     pub fn end(&self) {
         shutdown(self.fd.as_raw_fd(), Shutdown::Write).expect("shutdown(2)");

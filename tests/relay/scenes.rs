@@ -8,7 +8,7 @@ use std::time::Duration;
 use zcio::relay::{HalfClose, RelayEnd, RelayOptions, RelayReport};
 
 use crate::common::make;
-use crate::rig::{Form, Lost, NETS, Peer, Rig, judge, within, writable};
+use crate::rig::{Form, Lost, NETS, Net, Peer, Rig, judge, within, writable};
 
 /// Several times a pipe, a buffer, and what both sockets hold.
 const MUCH: u64 = 5 << 20;
@@ -67,6 +67,47 @@ fn pass(from: &mut Peer, to: &mut Peer, len: u64) {
 fn end(from: &Peer, to: &mut Peer) {
     from.mouth.end();
     assert_eq!(to.ear.expect_end(), 0);
+}
+
+/// Urgent data (B41) in both directions, beside the stream and as a part of it: all that is the
+/// stream's arrives while the connection stays, and nobody asks in vain.
+pub fn urgent_data(form: &'static Form) {
+    within(60, || {
+        for (nets, inline) in NETS.iter().flat_map(|nets| [(*nets, false), (*nets, true)]) {
+            let mut rig = Rig::start(form, &RelayOptions::new(), nets);
+            for (net, end) in [(nets.0, &rig.ends.a), (nets.1, &rig.ends.b)] {
+                if inline && net == Net::Tcp {
+                    make::set_urgent_inline(end);
+                }
+            }
+            for len in [100_000, 1, MUCH, 100_000, 70_000] {
+                pass_with_urgent(&mut rig.a, &mut rig.b, len, inline);
+                pass_with_urgent(&mut rig.b, &mut rig.a, len, inline);
+            }
+            end(&rig.a, &mut rig.b);
+            end(&rig.b, &mut rig.a);
+            let case = rig.case.clone();
+            let report = settle(rig, RelayEnd::Closed);
+            let made = report.a_to_b.syscalls + report.b_to_a.syscalls;
+            assert!(made < 50_000, "{case}: {made} system calls");
+        }
+    });
+}
+
+/// So many bytes from one peer to the other, then urgent ones where there is such a thing, and as many
+/// again.
+fn pass_with_urgent(from: &mut Peer, to: &mut Peer, len: u64, inline: bool) {
+    let urgent = from.net == Net::Tcp;
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            from.mouth.send(len).expect("sent");
+            if urgent {
+                from.mouth.send_urgent(inline).expect("sent");
+            }
+            from.mouth.send(len).expect("sent");
+        });
+        to.ear.expect(2 * len + u64::from(urgent && inline));
+    });
 }
 
 /// Both directions at once, each as fast as it goes.

@@ -250,9 +250,12 @@ fn feeding(lane: &mut Lane) -> Option<JoinHandle<()>> {
 }
 
 fn feed_all(feed: &OwnedFd, data: Data) {
-    let mut at = 0;
-    while at < TOTAL {
-        let len = (TOTAL - at).min(77_000) as usize;
+    feed_up_to(feed, data, 0, TOTAL);
+}
+
+fn feed_up_to(feed: &OwnedFd, data: Data, mut at: u64, end: u64) {
+    while at < end {
+        let len = (end - at).min(77_000) as usize;
         at += nix::unistd::write(feed, &data.bytes(at, len)).expect("a reader") as u64;
     }
 }
@@ -298,6 +301,65 @@ fn between_all_kinds_of_ends() {
             };
             drop((lane, runtime));
             assert_eq!(draining.join().expect("drained"), TOTAL, "{case}");
+        }
+    });
+}
+
+/// Urgent data (B41): the future neither ends in front of them nor spins, and goes on behind.
+#[test]
+fn urgent_data_end_nothing() {
+    within(60, || {
+        let from = [Give::Tcp, Give::TcpHalf, Give::WatchedTcp];
+        let ways = from.iter().flat_map(|from| To::ALL.map(|to| (*from, to)));
+        for ((from, to), inline) in ways.flat_map(|way| [(way, false), (way, true)]) {
+            let case = format!("{from:?} to {to:?}, inline {inline}");
+            let mut lane = Lane::new(from.kind(), to.kind(), TOTAL).nonblocking();
+            if inline {
+                make::set_urgent_inline(&lane.src);
+            }
+            let (feed, data) = (lane.feed.take().expect("a stream"), lane.data);
+            lane.fed = TOTAL;
+            let feeding = thread::spawn(move || {
+                make::set_nonblocking(&feed, false);
+                let mut at = 0;
+                // Of those beside the stream, one that overtakes another puts it into the stream.
+                let places = [100_000, 1_000_000, 2_000_001];
+                for urgent in &places[usize::from(!inline) * 2..] {
+                    feed_up_to(&feed, data, at, *urgent);
+                    make::send_urgent(&feed, data.bytes(*urgent, 1)[0]).expect("a reader");
+                    at = *urgent + u64::from(inline);
+                }
+                feed_up_to(&feed, data, at, TOTAL);
+                // Silent, and still there.
+                thread::sleep(Duration::from_millis(20));
+            });
+            let draining = draining(&mut lane);
+            let runtime = single();
+            let (src, dst) = lane.ends();
+            let report = runtime.block_on(async {
+                with_source!(
+                    from,
+                    src,
+                    src,
+                    with_destination!(to, dst, dst, transfer(src, dst, u64::MAX).await)
+                )
+            });
+            let report = report.unwrap_or_else(|e| panic!("{case}: {e}"));
+            assert_eq!(
+                (report.bytes, report.end),
+                (TOTAL, End::SourceEnded),
+                "{case}"
+            );
+            // One who asks again and again makes a million in that time.
+            assert!(report.syscalls() < 20_000, "{case}: {}", report.syscalls());
+            feeding.join().expect("fed");
+            match draining {
+                None => lane.settle(&case, TOTAL, &[]),
+                Some(draining) => {
+                    drop((lane, runtime));
+                    assert_eq!(draining.join().expect("drained"), TOTAL, "{case}");
+                }
+            }
         }
     });
 }
