@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The behaviours are numbered from 1.
-const BEHAVIOURS: usize = 40;
+const BEHAVIOURS: usize = 59;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -23,8 +23,10 @@ impl Driver {
         /// ready.
         const TRIES: (u32, u32) = (3, 100);
         if side == Side::Source && self.waits_for_pipe() {
-            let Err(fault) = self.wait_for_pipe(src) else {
-                return Ok(None);
+            let fault = match self.wait_for_pipe(src) {
+                Ok(true) => return Ok(None),
+                Ok(false) => return Ok(Some(Status::Blocked(side))),
+                Err(fault) => fault,
             };
             // A profile may keep poll(2) to itself.
             let Some(unfit) = self.reason_to_give_way(&fault, src, dst) else {
@@ -77,7 +79,8 @@ impl Driver {
     }
 
     /// Waits until a blocking source has something, as its own call would, until the deadline at most.
-    fn wait_for_pipe(&self, src: BorrowedFd<'_>) -> std::result::Result<(), Fault> {
+    /// `false` where the socket's own time limit ran out.
+    fn wait_for_pipe(&self, src: BorrowedFd<'_>) -> std::result::Result<bool, Fault> {
         let own = socket::timeout(src, libc::SO_RCVTIMEO);
         let left = self
             .deadline()
@@ -86,8 +89,7 @@ impl Driver {
             Ok(false) if left.is_some_and(|left| own.is_none_or(|own| left < own)) => {
                 Err(timed_out(None))
             }
-            Ok(false) if own.is_some() => Err(timed_out(Some(Side::Source))),
-            Ok(_) => Ok(()),
+            Ok(ready) => Ok(ready || own.is_none()),
             Err(e) => Err(Fault::new(Side::Source, e)),
         }
     }

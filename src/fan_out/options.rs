@@ -68,10 +68,11 @@ impl FanOutOptions {
         dsts: impl IntoIterator<Item = D>,
         len: u64,
     ) -> Result<FanOut<S, D>> {
-        let facts = check(src.as_fd(), Side::Source)?;
+        let source = src.as_fd();
+        let facts = check(source, Side::Source)?;
         let mut lanes = Vec::new();
         for dst in dsts {
-            lanes.push(Lane::new(dst, src.as_fd(), &facts)?);
+            lanes.push(Lane::new(dst, source, &facts)?);
         }
         let plain = !facts.kind().is_cached() && !facts.kind().is_stream()
             || facts.kind() == Kind::CharDevice
