@@ -30,6 +30,7 @@ mod table;
 #[path = "faults/tally.rs"]
 mod tally;
 
+use std::time::Duration;
 use std::{panic, thread};
 
 use bench::{End, PAIRS};
@@ -179,6 +180,41 @@ fn a_fault_while_waiting() {
         }
     });
     tally.conclude("a fault while waiting", 2_000);
+}
+
+/// From one call of a site on, each is interrupted, or would block though the side is ready: nobody asks
+/// for ever, and nothing is lost (B45). Where no other backend can go on, a deadline is heeded.
+#[test]
+fn a_fault_for_ever() {
+    const SOON: Duration = Duration::from_millis(50);
+    let tally = every_case("for ever", |case, clean, sources, tally| {
+        let scene = Scene::first(case, true);
+        let limited = !scene.fallback;
+        for (site, errno) in Site::ALL
+            .into_iter()
+            .flat_map(|site| [(site, libc::EINTR), (site, libc::EAGAIN)])
+        {
+            // A wait goes on, however many signals come meanwhile.
+            if (site, errno) == (Site::Poll, libc::EINTR) {
+                continue;
+            }
+            let answer = Answer::Errno(errno);
+            let some = calls(case, clean.script.seen(site)).filter(|at| matches!(at, 1 | 2 | 5));
+            for at in some {
+                let script = Script::new(&[Rule::new(site, When::From(at), answer)]);
+                let run = match limited {
+                    true => run(&case.limited(SOON), script, sources),
+                    false => run(case, script, sources),
+                };
+                if run.script.fired() == [0] {
+                    continue;
+                }
+                let verdict = scene.judge_for_ever(site, answer, limited, &run);
+                tally.add(case, Met { site, answer, at }, &run, verdict);
+            }
+        }
+    });
+    tally.conclude("a fault for ever", 500);
 }
 
 /// A call is refused for good, and whatever goes on instead meets a fault of its own.

@@ -10,6 +10,8 @@ mod error_queue;
 mod full;
 #[path = "streams/lane.rs"]
 mod lane;
+#[path = "streams/peeked.rs"]
+mod peeked;
 #[path = "streams/peers.rs"]
 mod peers;
 #[path = "streams/resume.rs"]

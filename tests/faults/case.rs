@@ -2,6 +2,7 @@
 
 use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use zcio::{Backend, Cache, ErrorKind, Report, Result, Side, TransferOptions};
@@ -134,6 +135,13 @@ impl Case {
             shares: false,
         };
         case.chain = look(&case, sources);
+        case
+    }
+
+    /// The same with a deadline, from now on.
+    pub(crate) fn limited(&self, limit: Duration) -> Case {
+        let mut case = self.clone();
+        case.options.deadline(Instant::now() + limit);
         case
     }
 

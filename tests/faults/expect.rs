@@ -1,11 +1,13 @@
 //! What has to become of a transfer, by where it fails and how.
 
+use std::io;
+
 use zcio::{Backend, End as Ending, Side};
 
 use crate::bench::End;
 use crate::case::{Case, Run};
 use crate::common::skipped;
-use crate::plan::{Answer, Site};
+use crate::plan::{Answer, EVER, Site};
 
 /// What must become of one transfer that meets one fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,6 +169,41 @@ impl Scene {
         }
     }
 
+    /// What a site's answer for ever must lead to: all bytes where another backend has other calls, and an
+    /// error with that number where none has; in a limited transfer, it may be the limit's.
+    pub(crate) fn judge_for_ever(
+        &self,
+        site: Site,
+        answer: Answer,
+        limited: bool,
+        run: &Run,
+    ) -> Result<(), String> {
+        if run.script.fired() == [EVER] {
+            return Err("it asks in vain, again and again".to_owned());
+        }
+        let error = match &run.result {
+            Ok(report) if report.bytes == run.whole => return Ok(()),
+            Ok(report) => return Err(format!("{} of {} bytes", report.bytes, run.whole)),
+            Err(error) => error,
+        };
+        let cause = error.io_error();
+        let late = cause.is_some_and(|cause| cause.kind() == io::ErrorKind::TimedOut);
+        if limited && late {
+            return Ok(());
+        }
+        if self.fallback && !matches!(site, Site::Read | Site::Write | Site::Send | Site::Poll) {
+            return Err(format!("others had other calls: {error}"));
+        }
+        if site.side().is_some() && error.side().is_some() && error.side() != site.side() {
+            return Err(format!("{:?} is named: {error}", error.side()));
+        }
+        let number = cause.and_then(io::Error::raw_os_error);
+        match number.map(Answer::Errno) == Some(answer) {
+            true => Ok(()),
+            false => Err(format!("not the number that was given: {error}")),
+        }
+    }
+
     fn expect_zero(&self, site: Site) -> Expect {
         match site {
             // Time ran out without a limit: to be waited again.
@@ -227,7 +264,7 @@ impl Expect {
                         error.side()
                     ));
                 }
-                let number = error.io_error().and_then(std::io::Error::raw_os_error);
+                let number = error.io_error().and_then(io::Error::raw_os_error);
                 if let Answer::Errno(errno) = answer {
                     if number != Some(errno) {
                         return Err(format!("not the errno {errno} that was given: {error}"));

@@ -174,10 +174,15 @@ pub(crate) enum When {
     EveryOther,
     /// Two in a row, so that the one after them goes through.
     TwoOfThree,
+    /// This one and every one after it.
+    From(u32),
 }
 
 /// What repeats does so this often at most: no way of asking twice in a row meets it for ever.
 const MOST: u32 = 10;
+
+/// Nor does what never ends go on longer than this: whoever is met by it so often asks in vain.
+pub(crate) const EVER: u32 = 5000;
 
 /// One fault, or the same one again and again.
 #[derive(Clone, Copy, Debug)]
@@ -282,6 +287,7 @@ impl Script {
                 When::At(at) => count == at,
                 When::EveryOther => count % 2 == 0 && fired < MOST,
                 When::TwoOfThree => count % 3 != 1 && fired < MOST,
+                When::From(at) => count >= at && fired < EVER,
             };
             if due {
                 self.fired[i] += 1;
