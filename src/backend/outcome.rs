@@ -100,7 +100,7 @@ fn blocked_side(
     // Of these, splice(2) and sendfile(2) say what read(2) would.
     let certain = matches!(kind, Kind::Pipe | Kind::Unix) || src.facts().has_own_size();
     let Some(dst) = dst else {
-        let blocks = certain || !kind.is_stream() || !has_more(src)?;
+        let blocks = certain || !kind.is_stream() || !is_readable(src)?;
         return Ok(blocks.then_some(Side::Source));
     };
     let asked = refused > 0 || !kind.is_stream();
@@ -118,30 +118,30 @@ fn blocked_side(
     Ok((!ready).then_some(Side::Destination))
 }
 
-/// Whether a stream has something to read, its end included. poll(2) does not tell that of a socket
-/// whose owner has set `SO_RCVLOWAT`, or on whose error queue something lies.
+/// Whether a stream has something to read, its end included. Of a socket whose owner has set
+/// `SO_RCVLOWAT`, poll(2) does not tell. (Nothing is looked at by `MSG_PEEK`: where the owner has set
+/// `SO_PEEK_OFF`, that would move his place.)
 fn has_more(src: &Endpoint<'_>) -> Result<bool, Fault> {
-    let more = if src.kind().is_socket() {
-        socket::peek(src.fd()).map(|there| there.is_some())
-    } else {
-        call::is_ready(src.fd(), false)
-    };
-    more.map_err(|e| Fault::new(Side::Source, e))
+    let few = || src.kind().is_socket() && socket::readable(src.fd()).is_ok_and(|bytes| bytes > 0);
+    Ok(is_readable(src)? || few())
+}
+
+fn is_readable(src: &Endpoint<'_>) -> Result<bool, Fault> {
+    call::is_ready(src.fd(), false).map_err(|e| Fault::new(Side::Source, e))
 }
 
 /// What 0 bytes from splice(2) or sendfile(2) mean. They stop in front of urgent data, and then answer
-/// 0 on a blocking TCP socket, or on one that has been closed: recv(2) tells that from the end. Whether
-/// a file has ended is for the driver to find out.
+/// 0 on a blocking TCP socket, or on one that has been closed, where recv(2) goes on behind the mark.
+/// Whether a file has ended is for the driver to find out.
 #[cold]
 pub(super) fn ended(src: &Endpoint<'_>) -> Result<Step, Fault> {
-    if !matches!(src.kind(), Kind::Tcp | Kind::Stream) {
+    if src.kind() != Kind::Tcp || !socket::is_at_mark(src.fd()) {
         return Ok(Step::Ended);
     }
+    // Behind the mark, there may be nothing but the end.
     match socket::peek(src.fd()) {
         Ok(Some(0)) => Ok(Step::Ended),
-        Ok(Some(_)) => Ok(Step::Unfit(Unfit::FalseEnd)),
-        // The mark has come, and nothing behind it yet.
-        Ok(None) => Ok(Step::Unfit(Unfit::Refused(libc::EAGAIN))),
+        Ok(_) => Ok(Step::Unfit(Unfit::FalseEnd)),
         Err(e) => Err(Fault::new(Side::Source, e)),
     }
 }
@@ -152,7 +152,7 @@ pub(super) fn ended(src: &Endpoint<'_>) -> Result<Step, Fault> {
 #[inline]
 pub(super) fn would_hold_lock(src: &Endpoint<'_>, dst: &Endpoint<'_>) -> Result<bool, Fault> {
     let holds = dst.kind() == Kind::Pipe && src.kind().is_socket() && !src.facts().is_nonblocking();
-    Ok(holds && !has_more(src)?)
+    Ok(holds && !is_readable(src)?)
 }
 
 /// Refuses a kind of descriptor on one side.

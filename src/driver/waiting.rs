@@ -81,6 +81,8 @@ impl Driver {
     /// Waits until a blocking source has something, as its own call would, until the deadline at most.
     /// `false` where the socket's own time limit ran out.
     fn wait_for_pipe(&self, src: BorrowedFd<'_>) -> std::result::Result<bool, Fault> {
+        // One that is not connected, or listens, would never be ready.
+        socket::peek(src).map_err(|e| Fault::new(Side::Source, e))?;
         let own = socket::timeout(src, libc::SO_RCVTIMEO);
         let left = self
             .deadline()

@@ -51,9 +51,37 @@ pub(super) fn set(
     })
 }
 
+/// Whether the next byte is urgent data, or would be, had it not been taken already (SIOCATMARK).
+pub(crate) fn is_at_mark(fd: BorrowedFd<'_>) -> bool {
+    // _IOR('s', 7, int) on the older architectures, a plain number on the others.
+    const SIOCATMARK: i32 = if cfg!(any(
+        target_arch = "mips",
+        target_arch = "mips64",
+        target_arch = "sparc64"
+    )) {
+        0x4004_7307
+    } else {
+        0x8905
+    };
+    let mut at_mark: libc::c_int = 0;
+    let asked = retry(|| {
+        // SAFETY: SIOCATMARK writes one integer, and there is room for it.
+        let result = unsafe { libc::ioctl(fd.as_raw_fd(), SIOCATMARK as _, &raw mut at_mark) };
+        Errno::result(result).map(drop)
+    });
+    asked.is_ok() && at_mark != 0
+}
+
 /// What recv(2) finds, of which nothing is taken (`MSG_PEEK`): at most one byte, none at the end,
-/// `None` where it would wait. It goes past the mark of urgent data.
+/// `None` where it would wait. Nor is it asked where the owner peeks at the socket (`SO_PEEK_OFF`):
+/// that would move his place.
+///
+/// # Errors
+/// An error of the connection, which is told once.
 pub(crate) fn peek(fd: BorrowedFd<'_>) -> io::Result<Option<usize>> {
+    if socket_option(fd, libc::SO_PEEK_OFF).is_ok_and(|place| place >= 0) {
+        return Ok(None);
+    }
     let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
     match retry(|| nix::sys::socket::recv(fd.as_raw_fd(), &mut [0], flags)) {
         Err(e) if errno::would_block(&e) => Ok(None),

@@ -22,8 +22,6 @@ pub(crate) enum Expect {
     Refused(Option<Side>),
     /// All bytes, or an error of this side.
     Either(Side),
-    /// All bytes, or an error of the mechanism, which names no side.
-    AllOrRefused,
 }
 
 /// What is at work where the fault strikes.
@@ -85,17 +83,16 @@ impl Scene {
         calls && self.pair.0 == End::Tcp
     }
 
-    /// Whether recv(2) is asked, instead of poll(2), after EAGAIN from this site.
-    pub(crate) fn is_peeked(&self, site: Site) -> bool {
-        self.is_doubtful(site) || self.is_ambiguous(site) && self.pair.0 != End::Pipe
+    /// Whether the source is waited for before each call, which would wait with the pipe locked.
+    pub(crate) fn polls_first(&self) -> bool {
+        let pipes = matches!(self.backend, Backend::Splice | Backend::Sendfile);
+        pipes && matches!(self.pair, (End::Tcp | End::Unix, End::Pipe))
     }
 
     /// The side that blocks where a call of this site does, both sides being ready: none of them is
     /// the source's alone.
     pub(crate) fn blocks(&self, site: Site) -> Option<Side> {
         match site {
-            // Looked at, a source is not yet told to block.
-            Site::Peek => None,
             _ if self.is_doubtful(site) => None,
             Site::Splice | Site::Sendfile => Some(Side::Destination),
             other => other.side(),
@@ -104,7 +101,8 @@ impl Scene {
 
     /// The side that is asked about after one EAGAIN.
     pub(crate) fn polls(&self, site: Site) -> Option<Side> {
-        if self.is_peeked(site) {
+        if self.is_doubtful(site) {
+            // Both are, and which comes last is not the point.
             return None;
         }
         if self.is_ambiguous(site) {
@@ -132,14 +130,9 @@ impl Scene {
             // Asked before the call, it is as if the call itself had failed.
             (
                 libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP | libc::EPERM | libc::ENOMEM,
-                Site::Poll | Site::Peek,
+                Site::Poll,
             ) if self.waits.is_none() => or_fails(Some(Side::Source)),
             (_, Site::Poll) => Expect::Fails(self.waits.or(Some(Side::Source))),
-            // Asked at the end, recv(2) says that there may be more, which another backend finds out.
-            (libc::EAGAIN, Site::Peek) if self.pair.1 != End::Pipe && !self.fallback => {
-                Expect::Refused(None)
-            }
-            (libc::EAGAIN, Site::Peek) => Expect::All,
             // Whatever it is: bytes go through the pipe that there is.
             (_, Site::PipeSize | Site::Reclaim) => Expect::All,
             // A pipe that is not to be had is no fault of either side.
@@ -208,15 +201,10 @@ impl Scene {
         match site {
             // Time ran out without a limit: to be waited again.
             Site::Poll => Expect::All,
-            // The end of the source is something to be read as well.
-            Site::Peek => Expect::All,
             Site::Write | Site::Send | Site::WriteUncached | Site::SpliceOut => {
                 Expect::Fails(Some(Side::Destination))
             }
             Site::Reclaim => Expect::All,
-            _ if self.is_doubtful(site) && self.fallback => Expect::All,
-            // The last one is the truth.
-            _ if self.is_doubtful(site) => Expect::AllOrRefused,
             // Only read(2) can be believed at once where a file is concerned. What it contradicts is
             // asked once more.
             _ if self.proven || self.backend == Backend::ReadWrite || self.pair.0 != End::File => {
@@ -247,8 +235,7 @@ impl Expect {
     /// Whether that is what became of it; else what is wrong.
     pub(crate) fn judge(self, answer: Answer, first: Backend, run: &Run) -> Result<(), String> {
         let expected = match (self, &run.result) {
-            (Expect::Either(_) | Expect::AllOrRefused, Ok(_)) => Expect::All,
-            (Expect::AllOrRefused, Err(_)) => Expect::Fails(None),
+            (Expect::Either(_), Ok(_)) => Expect::All,
             (Expect::Either(side), Err(_)) => Expect::Fails(Some(side)),
             (Expect::Refused(_), Err(error)) if error.side().is_none() => Expect::Fails(None),
             (Expect::Refused(side), _) => Expect::Fails(side),

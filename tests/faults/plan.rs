@@ -29,14 +29,12 @@ pub(crate) enum Site {
     /// fcntl(2) `F_SETPIPE_SZ`.
     PipeSize,
     Poll,
-    /// recv(2) on the source that takes nothing (`MSG_PEEK`).
-    Peek,
     /// read(2) on the private pipe: taking back what it holds.
     Reclaim,
 }
 
 impl Site {
-    pub(crate) const ALL: [Site; 16] = [
+    pub(crate) const ALL: [Site; 15] = [
         Site::Read,
         Site::Write,
         Site::Send,
@@ -51,7 +49,6 @@ impl Site {
         Site::Pipe2,
         Site::PipeSize,
         Site::Poll,
-        Site::Peek,
         Site::Reclaim,
     ];
 
@@ -71,7 +68,6 @@ impl Site {
             Site::Pipe2 => "pipe2",
             Site::PipeSize => "F_SETPIPE_SZ",
             Site::Poll => "poll",
-            Site::Peek => "peek",
             Site::Reclaim => "read back",
         }
     }
@@ -79,7 +75,7 @@ impl Site {
     /// The side that a failure of this call lies with, where the call names one side only.
     pub(crate) fn side(self) -> Option<Side> {
         match self {
-            Site::Read | Site::ReadUncached | Site::SpliceIn | Site::Peek => Some(Side::Source),
+            Site::Read | Site::ReadUncached | Site::SpliceIn => Some(Side::Source),
             Site::Write | Site::Send | Site::WriteUncached | Site::SpliceOut => {
                 Some(Side::Destination)
             }
@@ -91,7 +87,7 @@ impl Site {
     pub(crate) fn moves(self) -> bool {
         !matches!(
             self,
-            Site::Clone | Site::Pipe2 | Site::PipeSize | Site::Poll | Site::Peek
+            Site::Clone | Site::Pipe2 | Site::PipeSize | Site::Poll
         )
     }
 }
@@ -159,8 +155,8 @@ impl Answer {
             Answer::Errno(_) => true,
             // A smaller pipe than was asked for.
             Answer::One | Answer::Half => site.moves() || site == Site::PipeSize,
-            // For poll(2), that time ran out; for a look, the end.
-            Answer::Zero => site.moves() || matches!(site, Site::Poll | Site::Peek),
+            // For poll(2), that time ran out.
+            Answer::Zero => site.moves() || site == Site::Poll,
         }
     }
 }
@@ -217,7 +213,6 @@ impl Numbers {
         // Descriptors and commands are `int`: the upper half of the register means nothing.
         let int = |i: usize| args[i] as i32;
         Some(match nr {
-            libc::SYS_recvfrom if int(3) & libc::MSG_PEEK != 0 => Site::Peek,
             libc::SYS_read | libc::SYS_pread64 | libc::SYS_recvfrom
                 if int(0) == self.src || self.reopens =>
             {

@@ -50,7 +50,6 @@ fn name(nr: c_long, args: &[usize; 6]) -> &'static str {
         libc::SYS_fstatfs => "fstatfs",
         libc::SYS_lseek => "lseek",
         libc::SYS_read => "read",
-        libc::SYS_recvfrom => "peek",
         libc::SYS_write => "write",
         libc::SYS_sendto => "send",
         libc::SYS_pread64 => "pread",

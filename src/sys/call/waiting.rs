@@ -53,7 +53,10 @@ fn poll_until(fds: &mut [PollFd<'_>], limit: Option<Duration>) -> io::Result<boo
     let answers = wait_out(&mut || {
         // For want of memory, POSIX allows EAGAIN: "try again", and not "not ready".
         nix::poll::poll(fds, left(until)).map_err(|errno| match errno {
-            Errno::EAGAIN => Errno::EINTR,
+            Errno::EAGAIN => {
+                std::thread::sleep(PAUSE);
+                Errno::EINTR
+            }
             other => other,
         })
     })?;
