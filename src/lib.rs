@@ -57,6 +57,11 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! Delivered means that the destination's kernel has taken the bytes: they are neither acknowledged by a
+//! socket's peer nor on a disk. A file is durable after fsync(2) ([`File::sync_all`](std::fs::File::sync_all)),
+//! and one that replaces another by rename(2) once its directory is synced as well; what a peer has got,
+//! only its answer tells.
+//!
 //! # Hazards
 //!
 //! - **Zero copy is not a snapshot.** What sits in a pipe or a socket buffer after sendfile(2) or
@@ -100,8 +105,15 @@
 //! - **A pipe in packet mode** (`O_DIRECT` in pipe2(2)) drops the rest of a packet that is read in
 //!   part, and its reading end does not tell that it is one: give such a source no length or chunk
 //!   below 4096 bytes.
+//! - **Futures that are dropped**: `drive`, `drive_sending` and `drive_relay` of `zcio::tokio` leave what is
+//!   in flight in the transfer, which goes on when it is driven again. `transfer`, `send`, `relay` and
+//!   `relay_with` own theirs: a file is rewound, and what was taken from a stream is lost. The blocking
+//!   verbs block the thread, also on tokio's streams.
+//! - **SIGXFSZ**, which a write beyond `RLIMIT_FSIZE` raises, kills a process that does not ignore it, as
+//!   with any write(2); ignored, it is an error of EFBIG with the exact count.
 //! - **SIGPIPE** does not kill the process: where it is not ignored, it is blocked around each call
-//!   in this thread that can raise it, and one that the call raised is taken away.
+//!   in this thread that can raise it, and one that the call raised is taken away. Whether it is ignored is
+//!   looked at when a transfer starts: do not change that while one is under way.
 //!
 //! # Features
 //!

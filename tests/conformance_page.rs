@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 /// The behaviours are numbered from 1.
 const BEHAVIOURS: usize = 59;
 
+/// Behaviours that no test holds yet: kTLS, and what may hold up a runtime.
+const PENDING: [usize; 2] = [54, 55];
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -70,7 +73,8 @@ fn every_behaviour_has_its_row_and_every_test_exists() {
     let page = fs::read_to_string(root().join("docs/conformance.md")).expect("the page");
     let rows = rows(&page);
     let numbers: Vec<&str> = rows.iter().map(|row| row[0]).collect();
-    let expected: Vec<String> = (1..=BEHAVIOURS).map(|n| format!("B{n}")).collect();
+    let held = (1..=BEHAVIOURS).filter(|n| !PENDING.contains(n));
+    let expected: Vec<String> = held.map(|n| format!("B{n}")).collect();
     assert_eq!(numbers, expected);
     let mut missing = Vec::new();
     for row in &rows {
