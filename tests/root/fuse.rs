@@ -4,11 +4,10 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use nix::unistd::{Whence, lseek};
-use zcio::{Backend, End, Error, ErrorKind, Message, Report, Side, TransferOptions};
+use zcio::{Backend, End, Error, ErrorKind, Message, Side, TransferOptions};
 
 use super::cell::{Moved, Sheet, options, outcome};
 use super::daemon::{DATA, Daemon, Spec};
@@ -494,9 +493,11 @@ pub(crate) fn never_elsewhere(pulse: &Pulse) {
 
 #[cfg(feature = "tokio")]
 mod awaiting {
+    use std::os::fd::AsFd;
+
     use super::*;
 
-    fn transfer(file: &File, destination: &Destination) -> zcio::Result<Report> {
+    fn transfer(file: &File, destination: &Destination) -> zcio::Result<zcio::Report> {
         make::set_nonblocking(destination, true);
         let runtime = tokio::runtime::Builder::new_current_thread();
         let runtime = { runtime }.enable_all().build().expect("a runtime");
