@@ -38,7 +38,7 @@ fn a_source_whose_owner_peeks() {
                     let mut lane = Lane::new(from, Kind::Pipe, 0).nonblocking();
                     make::set_nonblocking(&lane.src, nonblocking);
                     if let Err(e) = set_peek_offset(&lane.src) {
-                        skipped(&case, e);
+                        skipped(&format!("SO_PEEK_OFF on {from:?}"), e);
                         continue;
                     }
                     let (src, dst) = lane.ends();
