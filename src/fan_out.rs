@@ -263,9 +263,9 @@ impl<D: AsFd> Fan<D> {
             Ok(Err(e)) if !errno::is_unfit(Call::Splice, &e) => {
                 Err(self.source_failed(src, Backend::Splice, e))
             }
-            Err(Ok(Step::Blocked(_))) => Ok(Taken::Blocked),
+            Err(Ok(Step::Blocked(_))) if self.facts.kind().is_stream() => Ok(Taken::Blocked),
             Err(Err(fault)) => Err(self.source_failed(src, Backend::Splice, fault.error)),
-            // Also where it found no bytes: the end is where read(2) finds it.
+            // Also where it found no bytes, or a file said "not now": read(2) tells what that means.
             _ => {
                 self.plain = true;
                 self.take_by_read(src)

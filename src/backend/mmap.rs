@@ -202,7 +202,9 @@ impl Mmap {
             |outcome| outcome,
             |_| match call::pread(src.fd(), &mut [0], at) {
                 Err(e) if !errno::is_unfit(Call::Read, &e) => Err(Fault::new(Side::Source, e)),
-                _ => refused(fault),
+                // Another way has to say what that means.
+                Err(e) => refused(e),
+                Ok(_) => refused(fault),
             },
         )
     }

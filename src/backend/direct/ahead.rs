@@ -32,6 +32,11 @@ pub(super) struct Span<'a> {
     pub(super) len: usize,
     /// What buffers, offsets and lengths are multiples of.
     pub(super) align: usize,
+    /// The file's size is its filesystem's own. Of one that a daemon makes up, a ring's read of several
+    /// requests answers its whole length, zeros and all, where the daemon's answer was short (FUSE with
+    /// FOPEN_DIRECT_IO, Linux 6.18).
+    #[cfg(feature = "io-uring")]
+    pub(super) own_size: bool,
 }
 
 impl Span<'_> {
@@ -64,7 +69,7 @@ impl Ahead {
     /// again. `false`: it could not be begun, and nothing was handed on.
     pub(super) fn read(&mut self, span: Span<'_>, put: Put<'_>) -> bool {
         #[cfg(feature = "io-uring")]
-        if self.ring.read(span, put) {
+        if span.own_size && self.ring.read(span, put) {
             return true;
         }
         self.read_by_thread(span, put)

@@ -107,6 +107,8 @@ impl Direct {
             offset: at,
             len,
             align: sides.align,
+            #[cfg(feature = "io-uring")]
+            own_size: src.facts().has_own_size(),
         };
         let mut sink = Sink {
             dst,
